@@ -1,0 +1,36 @@
+# `make setup`, `make demo`, `make test`; VENV, PYTHON and EXTRA (cpu or gpu) may be given.
+VENV   ?= .venv
+PYTHON ?= python3.11
+EXTRA  ?= cpu
+BIN    := $(VENV)/bin
+SLOW   := ray or vllm or e2e
+
+.PHONY: setup demo demo-controls test check lock clean
+
+setup:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "setup: $(PYTHON) is missing: install Python 3.11, or name one with make PYTHON=/path/to/python3.11 setup." >&2; \
+	  exit 1; }
+	@$(PYTHON) requirements/install.py --venv $(VENV) --extra $(EXTRA)
+
+demo: setup
+	$(BIN)/alphadrive demo
+
+demo-controls: setup
+	$(BIN)/alphadrive demo --controls
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest -m "not ($(SLOW) or gpu)"
+	$(BIN)/python -m pytest -m "($(SLOW)) and not gpu"
+
+lock: setup
+	$(BIN)/python requirements/lock.py
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,368 @@
+"""The configuration of a run: one dataclass tree, one YAML file, dotted overrides.
+
+Defaults live here and nowhere else; a YAML file states what differs. `load_config` reads a file
+(by path, or by the name of a shipped one), applies overrides, refuses unknown keys with the nearest
+valid one, and checks what spans several keys. Whether the data, the model and the machine fit the
+configuration is checked by `alphadrive.preflight`.
+"""
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from alphadrive.errors import ConfigError
+from alphadrive.resources import shipped
+
+SHIPPED_CONFIGS = shipped("configs")
+
+
+@dataclass
+class RunConfig:
+    """Where a run writes. The folder is `root/name`."""
+
+    name: str = "run"
+    root: str = "runs"
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+
+@dataclass
+class ModelConfig:
+    """A Hugging Face Qwen2-VL (or Qwen2.5-VL) folder, or a hub id with a revision."""
+
+    path: str = "tiny"
+    """`tiny` is the model shipped with the project."""
+    revision: str | None = None
+    max_pixels: int = 401408
+    """Images are scaled down to at most this many pixels (the paper's value)."""
+    dtype: str = "float32"
+    """`float32` or `bfloat16`, for the learner's arithmetic and the engines alike."""
+
+
+@dataclass
+class DataConfig:
+    """Folders of Parquet shards, as `alphadrive data` writes them."""
+
+    train: str = "data/train"
+    eval: str | None = None
+    num_rows: int | None = None
+    """Use only the first rows of `train`."""
+
+
+@dataclass
+class SftConfig:
+    """Stage 1: supervised fine-tuning on reasoning and answer."""
+
+    steps: int = 100
+    batch_size: int = 32
+    """Samples an optimizer step, over all ranks."""
+    microbatch_size: int = 16
+    learning_rate: float = 2e-5
+    warmup_ratio: float = 0.1
+    target: str = "teacher"
+    """`teacher`: the plan the teacher decided on, where a row has one; `recorded`: plans[0]."""
+
+
+@dataclass
+class GrpoConfig:
+    """Stage 2: group relative policy optimisation."""
+
+    steps: int = 100
+    group_size: int = 8
+    """Completions a query (G)."""
+    groups_per_step: int = 8
+    """Queries an optimizer step, over all ranks."""
+    max_policy_lag: int = 1
+    """The most weight versions a trained group may be behind, plus `sync_every - 1`; 0 with
+    `sync_every: 1` is synchronous."""
+    sync_every: int = 1
+    """Send weights to the engines every so many steps."""
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coef: float = 0.0
+    """Coefficient of the KL to the frozen starting policy; 0 skips its forward pass."""
+    learning_rate: float = 1e-6
+    warmup_steps: int = 0
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+
+
+@dataclass
+class RolloutConfig:
+    """The rollout engines."""
+
+    num_workers: int = 1
+    max_num_seqs: int = 32
+    """Sequences an engine decodes at once."""
+    max_model_len: int = 2048
+    kv_cache_bytes: int = 64 << 20
+    gpu_memory_utilization: float = 0.85
+    """Share of a GPU's memory an engine takes; not used on CPU."""
+    gpus_per_worker: float = 0.0
+    cpus_per_worker: float = 1.0
+    max_restarts: int = 2
+    """Engine deaths a run survives before it ends."""
+    max_attempts: int = 2
+    """Times a query is sent before its group is dead-lettered."""
+    request_timeout_s: float = 300.0
+    sync_timeout_s: float = 120.0
+    canary_rows: int = 2
+    """Image prompts compared with the learner after each weight sync."""
+
+
+@dataclass
+class RewardConfig:
+    """The reward workers and what they pay."""
+
+    num_workers: int = 1
+    variant: str = "paper"
+    """`paper`, or `random` (a control: a reward that knows nothing)."""
+    timeout_s: float = 30.0
+    max_dead_letter_share: float = 0.01
+    """Share of groups that may be dead-lettered before the run ends."""
+
+
+@dataclass
+class LearnerConfig:
+    """The DeepSpeed learner."""
+
+    num_ranks: int = 1
+    zero_stage: int = 1
+    groups_per_microbatch: int = 4
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+    adam_beta2: float = 0.999
+    freeze_vision: bool = False
+    gpus_per_rank: float = 0.0
+    cpus_per_rank: float = 1.0
+
+
+@dataclass
+class EvalConfig:
+    """Evaluation: greedy decoding, strict parse."""
+
+    every_steps: int = 0
+    """Evaluate on the engines every so many GRPO steps; 0 never."""
+    num_rows: int | None = None
+    """Rows of `data.eval` used; all when not given."""
+
+
+@dataclass
+class CheckpointConfig:
+    """Checkpoints of a run."""
+
+    every_steps: int = 50
+    keep_last: int = 2
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    seed: int = 0
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rewards: RewardConfig = field(default_factory=RewardConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def num_slots(self) -> int:
+        """Groups in flight or waiting at once; bounds the policy lag by construction."""
+        return (self.grpo.max_policy_lag + 1) * self.grpo.groups_per_step
+
+
+def valid_keys() -> list[str]:
+    """Every dotted key of the configuration, for example `grpo.group_size`."""
+    keys = []
+    for top in dataclasses.fields(Config):
+        section = getattr(Config(), top.name)
+        if dataclasses.is_dataclass(section):
+            keys += [f"{top.name}.{leaf.name}" for leaf in dataclasses.fields(section)]
+        else:
+            keys.append(top.name)
+    return keys
+
+
+def config_file(name_or_path: str) -> Path:
+    """The file a user means: a path, or the name of a shipped configuration (with or without
+    `.yaml`, with or without a leading `configs/`). Raises ConfigError when there is none."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    shipped = SHIPPED_CONFIGS / f"{path.stem}.yaml"
+    if shipped.is_file() and str(path.parent) in (".", "configs"):
+        return shipped
+    names = ", ".join(sorted(found.stem for found in SHIPPED_CONFIGS.glob("*.yaml")))
+    raise ConfigError(
+        f"no configuration {name_or_path!r}: expected a YAML file or one of the shipped names: {names}"
+    )
+
+
+def load_config(name_or_path: str, overrides: list[str] | None = None) -> Config:
+    """Read a configuration file, apply `key=value` overrides, check it.
+
+    Raises ConfigError naming the file or override, the key, and the nearest valid key.
+    """
+    path = config_file(name_or_path)
+    try:
+        loaded = OmegaConf.load(path)
+    except (OSError, ValueError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+    except Exception as error:  # yaml's own errors share no base with the above
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    tree = OmegaConf.structured(Config)
+    if not OmegaConf.is_dict(loaded):
+        raise ConfigError(f"{path}: expected a mapping of keys at the top, got a list or a value")
+    for key, value in _leaves(OmegaConf.to_container(loaded)):
+        _set(tree, key, value, source=str(path))
+    for override in overrides or []:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"override {override!r}: expected key=value, for example grpo.steps=10")
+        try:
+            value = OmegaConf.create(f"v: {text}").v
+        except Exception as error:
+            raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+        _set(tree, key, value, source=f"override {override!r}")
+    config = OmegaConf.to_object(tree)
+    assert isinstance(config, Config)
+    check_config(config)
+    return config
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved configuration as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    leaves = []
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and key not in valid_keys():
+            leaves += _leaves(value, f"{key}.") if value else []
+        else:
+            leaves.append((key, value))
+    return leaves
+
+
+def _set(tree: Any, key: str, value: Any, source: str) -> None:
+    keys = valid_keys()
+    if key not in keys:
+        nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise ConfigError(f"{source}: unknown key {key!r}{hint}")
+    try:
+        OmegaConf.update(tree, key, value)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{source}: {key}={value!r} has the wrong type: {reason}") from error
+
+
+def check_config(config: Config) -> None:
+    """Check values and combinations. Raises ConfigError with every problem found, one a line."""
+    problems = [*_range_problems(config), *_arithmetic_problems(config)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+_AT_LEAST_ONE = (
+    "grpo.steps grpo.groups_per_step grpo.sync_every grpo.max_new_tokens sft.steps sft.batch_size "
+    "sft.microbatch_size rollout.num_workers rollout.max_num_seqs rewards.num_workers "
+    "learner.num_ranks learner.groups_per_microbatch rollout.max_attempts checkpoint.every_steps "
+    "checkpoint.keep_last rollout.canary_rows rollout.kv_cache_bytes"
+).split()
+_POSITIVE = (
+    "grpo.learning_rate sft.learning_rate grpo.temperature rollout.request_timeout_s "
+    "rollout.sync_timeout_s rewards.timeout_s learner.max_grad_norm"
+).split()
+_AT_LEAST_ZERO = (
+    "grpo.max_policy_lag grpo.kl_coef grpo.clip_low grpo.clip_high grpo.warmup_steps "
+    "eval.every_steps rollout.max_restarts learner.weight_decay sft.warmup_ratio "
+    "rewards.max_dead_letter_share rollout.gpus_per_worker learner.gpus_per_rank"
+).split()
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "model.dtype": ("float32", "bfloat16"),
+    "learner.zero_stage": (0, 1, 2, 3),
+    "rewards.variant": ("paper", "random"),
+    "sft.target": ("teacher", "recorded"),
+}
+
+
+def get_key(config: Config, key: str) -> Any:
+    """The value at a dotted key."""
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _range_problems(config: Config) -> list[str]:
+    problems = []
+    for keys, low, inclusive, words in (
+        (_AT_LEAST_ONE, 1, True, "1 or more"),
+        (_POSITIVE, 0, False, "above 0"),
+        (_AT_LEAST_ZERO, 0, True, "0 or more"),
+    ):
+        for key in keys:
+            value = get_key(config, key)
+            is_fine = math.isfinite(value) and (value >= low if inclusive else value > low)
+            if not is_fine:
+                problems.append(f"{key}={value}: expected {words}")
+    for key, choices in _CHOICES.items():
+        if get_key(config, key) not in choices:
+            problems.append(f"{key}={get_key(config, key)}: expected one of {', '.join(map(str, choices))}")
+    for key in ("data.num_rows", "eval.num_rows"):
+        value = get_key(config, key)
+        if value is not None and value < 1:
+            problems.append(f"{key}={value}: expected 1 or more, or null for all")
+    if config.model.max_pixels < 28 * 28:
+        problems.append(f"model.max_pixels={config.model.max_pixels}: expected {28 * 28} (one vision token) or more")
+    if not config.run.name or "/" in config.run.name or config.run.name in (".", ".."):
+        problems.append(f"run.name={config.run.name!r}: expected a plain folder name")
+    return problems
+
+
+def _divisors_near(total: int, ranks: int) -> str:
+    below, above = total // ranks * ranks, -(-total // ranks) * ranks
+    return " or ".join(str(value) for value in sorted({below, above} - {0}))
+
+
+def _arithmetic_problems(config: Config) -> list[str]:
+    problems = []
+    grpo, sft, ranks = config.grpo, config.sft, config.learner.num_ranks
+    if grpo.group_size < 2:
+        problems.append(
+            f"grpo.group_size={grpo.group_size}: expected 2 or more; the advantage of a completion is "
+            "relative to its group, so it is always 0 in a group of one"
+        )
+    if ranks >= 1 and grpo.groups_per_step % ranks:
+        problems.append(
+            f"grpo.groups_per_step={grpo.groups_per_step} prompts "
+            f"(x grpo.group_size={grpo.group_size} = {grpo.groups_per_step * grpo.group_size} samples a step) "
+            f"is not divisible by learner.num_ranks={ranks}; use {_divisors_near(grpo.groups_per_step, ranks)}"
+        )
+    if ranks >= 1 and sft.batch_size % ranks:
+        problems.append(
+            f"sft.batch_size={sft.batch_size} samples is not divisible by learner.num_ranks={ranks}; "
+            f"use {_divisors_near(sft.batch_size, ranks)}"
+        )
+    if config.rollout.sync_timeout_s > config.rollout.request_timeout_s:
+        problems.append(
+            f"rollout.sync_timeout_s={config.rollout.sync_timeout_s} exceeds "
+            f"rollout.request_timeout_s={config.rollout.request_timeout_s}; a request paused by a weight "
+            "sync would time out: lower the first or raise the second"
+        )
+    return problems

@@ -1,0 +1,90 @@
+"""Every error this project raises on purpose.
+
+    AlphaDriveError
+    ├── InputError            exit code 2: the user's input is wrong, nothing expensive was started
+    │   ├── ConfigError       a configuration key, value or combination
+    │   ├── DataError         a dataset, an image, a row
+    │   ├── ModelError        a model folder
+    │   ├── RunFolderError    a run folder that exists, is missing or is damaged
+    │   └── ResourceError     more asked for than this machine or cluster has
+    ├── RolloutError          an engine failed to answer
+    │   └── EngineDiedError   the engine's process is gone
+    ├── RewardError           a reward raised, hung or returned something that is no finite number
+    ├── LearnerError          the learner failed
+    │   └── NonFiniteError    a loss or a gradient that is not finite
+    ├── WeightSyncError       an engine does not hold the weights it claims
+    ├── PolicyLagError        a group older than the configured bound reached the learner
+    ├── DeadLetterError       more groups were dead-lettered than the configuration allows
+    └── CheckpointError       a checkpoint that is incomplete or fails its hashes
+
+Each class takes one positional message, so that it survives pickling through Ray. A message says
+what, got, expected and what to do.
+"""
+
+
+class AlphaDriveError(Exception):
+    """Base of all errors this project raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(AlphaDriveError):
+    """The user's input is wrong; found before anything expensive started."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A configuration key, value or combination of values is wrong."""
+
+
+class DataError(InputError):
+    """A dataset, an image or a row is wrong; the message names file, row and field."""
+
+
+class ModelError(InputError):
+    """A model folder cannot be used."""
+
+
+class RunFolderError(InputError):
+    """A run folder already exists, is missing or is damaged."""
+
+
+class ResourceError(InputError):
+    """More workers, memory or disk asked for than there is."""
+
+
+class RolloutError(AlphaDriveError):
+    """A rollout engine failed to answer."""
+
+
+class EngineDiedError(RolloutError):
+    """A rollout engine's process is gone."""
+
+
+class RewardError(AlphaDriveError):
+    """A reward raised, hung or returned something that is not a finite number."""
+
+
+class LearnerError(AlphaDriveError):
+    """The learner failed."""
+
+
+class NonFiniteError(LearnerError):
+    """A loss or a gradient is not finite."""
+
+
+class WeightSyncError(AlphaDriveError):
+    """An engine does not hold the weights it claims to hold."""
+
+
+class PolicyLagError(AlphaDriveError):
+    """A group older than the configured bound reached the learner."""
+
+
+class DeadLetterError(AlphaDriveError):
+    """More groups were dead-lettered than the configuration allows."""
+
+
+class CheckpointError(AlphaDriveError):
+    """A checkpoint is incomplete or fails its hashes."""

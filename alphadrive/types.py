@@ -1,0 +1,151 @@
+"""The values that travel between the parts of the system.
+
+All are frozen: a stage makes a new one, never edits what it was given. Pixels and tensors are not
+here; a query carries a row index and each process opens the dataset itself. `TrainBatch` (tensors)
+lives inside `learner/` only.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+
+class WeightVersion(NamedTuple):
+    """Which policy a token was drawn from: `attempt` of the learner, `step` within it.
+
+    Step 0 is the policy the run started from, k the policy after k calls of `learner.step`. The
+    attempt grows by one at every restart of the learner, so a version never names two policies.
+    """
+
+    attempt: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.attempt}.{self.step}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `"0.12"`. Raises ValueError for anything else."""
+        attempt, step = text.split(".")
+        return cls(int(attempt), int(step))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionSpan:
+    """Tokens [start, end) of a completion were drawn under `version`."""
+
+    version: WeightVersion
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrivingQuery:
+    """One driving situation to plan for: a row of a dataset, without its pixels.
+
+    `speed_mps` is in m/s. `plans` are all acceptable plans (`"KEEP, STRAIGHT"`), the recorded one
+    first. `reasoning` is the teacher's, where there is one.
+    """
+
+    query_id: str
+    row: int
+    speed_mps: float
+    navigation: str
+    plans: tuple[str, ...]
+    reasoning: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One sampled answer. `rollout_logprobs[i]` is the sampler's own log-probability of
+    `token_ids[i]`, after temperature and the vision-token mask."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    rollout_logprobs: tuple[float, ...]
+    finish_reason: str
+    weight_versions: tuple[VersionSpan, ...]
+
+    @property
+    def oldest_version(self) -> WeightVersion:
+        """The version of the oldest token."""
+        return min(span.version for span in self.weight_versions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutGroup:
+    """G completions of one query, drawn by one engine in one request.
+
+    `prompt_token_ids` has one placeholder for every vision token, as the engine saw it. `ticket`
+    orders groups; it is given when the query is issued and kept if the group is drawn again.
+    """
+
+    ticket: int
+    query: DrivingQuery
+    prompt_token_ids: tuple[int, ...]
+    completions: tuple[Completion, ...]
+    engine_id: str
+
+    @property
+    def oldest_version(self) -> WeightVersion:
+        """The version of the oldest token of the group."""
+        return min(completion.oldest_version for completion in self.completions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardBreakdown:
+    """The reward of one completion: every term by name, already weighted, and their total."""
+
+    terms: dict[str, float]
+    total: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredGroup:
+    """A group with a reward and an advantage for each completion."""
+
+    group: RolloutGroup
+    rewards: tuple[RewardBreakdown, ...]
+    advantages: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupHeader:
+    """All that the driver sees of a scored group. `scored` is a reference to the group itself: a
+    Ray object reference on a cluster, the group where everything runs in one process."""
+
+    ticket: int
+    query_id: str
+    weight_version: WeightVersion
+    reward_mean: float
+    reward_std: float
+    term_means: dict[str, float]
+    num_tokens: int
+    scored: object
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether the rewards differ, so that the advantages are not all zero."""
+        return self.reward_std > 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsFile:
+    """The learner's weights of one version, as a safetensors file that every engine can read.
+
+    Names are those `save_pretrained` writes; a tied lm_head is left out. `sha256` is the digest of
+    the tensors (see `alphadrive.weights.WeightDigest`), not of the file.
+    """
+
+    path: str
+    version: WeightVersion
+    sha256: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one call of `learner.step` did. `metrics` uses the names in `alphadrive.metric_names`."""
+
+    step: int
+    weight_version: WeightVersion
+    metrics: dict[str, float]
