@@ -1,0 +1,97 @@
+"""The rule-made teacher: it looks, overlooks some things, decides and explains.
+
+It stands for the large model that explains driving decisions in the paper (section 3.4), with its
+weakness made explicit: it overlooks what is far away more often than not, then reasons soundly
+about what it did see. Imitating it therefore has a ceiling; the reward, which knows every
+acceptable plan, does not have it. `docs/world.md` states the error rate, a test measures it.
+"""
+
+import dataclasses
+import random
+
+from alphadrive.actions import Plan
+from alphadrive.world.describe import (
+    block_phrase,
+    lane_state,
+    lead_phrase,
+    light_phrase,
+    metres,
+    person_phrase,
+)
+from alphadrive.world.kinematics import acceptable_plans
+from alphadrive.world.scene import Scene, Side
+
+FAR_M = 10.0
+OVERLOOKS_FAR = 0.7
+OVERLOOKS_NEAR = 0.2
+OVERLOOKS_NEIGHBOUR = 0.5
+
+
+def explain(scene: Scene, recorded: Plan, seed: int) -> tuple[str, Plan]:
+    """The teacher's reasoning and the plan it decided on, for a scene and the plan its driver
+    followed. The plan differs from the acceptable ones where something decisive was overlooked."""
+    rng = random.Random(f"teacher-{seed}")
+    seen = _overlook(scene, rng)
+    choices = acceptable_plans(seen)
+    decided = recorded if recorded in choices or not choices else rng.choice(choices)
+    return reasoning(seen, decided), decided
+
+
+def _overlook(scene: Scene, rng: random.Random) -> Scene:
+    """The scene as the teacher sees it."""
+    seen = scene
+
+    def is_missed(distance_m: float) -> bool:
+        return rng.random() < (OVERLOOKS_FAR if distance_m > FAR_M else OVERLOOKS_NEAR)
+
+    if scene.light and is_missed(scene.light.distance_m):
+        seen = dataclasses.replace(seen, light=None)
+    if scene.lead and scene.lead.brake_lights and is_missed(scene.lead.gap_m):
+        seen = dataclasses.replace(seen, lead=dataclasses.replace(scene.lead, brake_lights=False))
+    if scene.pedestrian and scene.pedestrian.is_on_road and is_missed(scene.pedestrian.distance_m):
+        seen = dataclasses.replace(seen, pedestrian=None)
+    if scene.obstacle and is_missed(scene.obstacle.distance_m):
+        seen = dataclasses.replace(seen, obstacle=None)
+    if scene.junction and is_missed(scene.junction.distance_m) and scene.light is None:
+        seen = dataclasses.replace(seen, junction=None)
+    if scene.neighbours and rng.random() < OVERLOOKS_NEIGHBOUR:
+        seen = dataclasses.replace(seen, neighbours=())
+    return seen
+
+
+def reasoning(scene: Scene, plan: Plan) -> str:
+    """One sentence for the path and one for the speed, naming what decided them."""
+    return f"{_path_reason(scene, plan)}. {_speed_reason(scene, plan)}."
+
+
+def _path_reason(scene: Scene, plan: Plan) -> str:
+    junction_at = f"junction at {metres(scene.junction.distance_m)}" if scene.junction else "no junction"
+    if plan.path.endswith("_TURN"):
+        return f"{junction_at}, so take it to the {'left' if plan.path == 'LEFT_TURN' else 'right'}"
+    if plan.path.endswith("_CHANGE"):
+        side: Side = "left" if plan.path == "LEFT_CHANGE" else "right"
+        cause = f"{block_phrase(scene)}, " if scene.obstacle else ""
+        return f"{cause}{side} lane {lane_state(scene, side)}, so move over"
+    if scene.command in ("turn_left", "turn_right"):
+        return f"{junction_at}, so not yet"
+    if scene.command in ("move_left", "move_right"):
+        side = "left" if scene.command == "move_left" else "right"
+        return f"{side} lane {lane_state(scene, side)}, so stay in lane"
+    return "the route goes on, so stay in lane"
+
+
+def _speed_reason(scene: Scene, plan: Plan) -> str:
+    facts = [
+        light_phrase(scene) if scene.light else "",
+        lead_phrase(scene) if scene.lead else "",
+        person_phrase(scene) if scene.pedestrian and scene.pedestrian.is_on_road else "",
+        block_phrase(scene) if scene.obstacle and not plan.path.endswith("_CHANGE") else "",
+    ]
+    seen = ", ".join(fact for fact in facts if fact) or "nothing in the way"
+    result = {
+        "KEEP": "so hold the speed",
+        "ACCELERATE": "so go faster",
+        "DECELERATE": "so slow down",
+        "STOP": "so come to a halt",
+    }[plan.speed]
+    return f"{seen[0].upper()}{seen[1:]}, {result}"
