@@ -1,0 +1,155 @@
+"""What a run needs of this machine, in memory and disk, compared with what there is.
+
+Estimates, written out in every message so that a reader can check them. Resident sizes are of a
+process after its imports; activations and images in flight are not counted.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from alphadrive.config import Config
+from alphadrive.errors import ResourceError
+
+GIB = 1 << 30
+ENGINE_BYTES = int(1.4 * GIB)
+"""An engine's actor and its core process without model and KV cache (vLLM and torch imported twice)."""
+RANK_BYTES = int(1.0 * GIB)
+"""A learner rank without the model (torch, transformers and DeepSpeed imported)."""
+REWARD_BYTES = int(0.2 * GIB)
+BASE_BYTES = int(1.2 * GIB)
+"""The driver and Ray's own processes."""
+
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One line of an estimate: so many of something, each of so many bytes."""
+
+    label: str
+    count: int
+    each_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.count * self.each_bytes
+
+    def __str__(self) -> str:
+        return f"{self.label}: {self.count} x {gib(self.each_bytes)} = {gib(self.total_bytes)}"
+
+
+def gib(num_bytes: float) -> str:
+    """Bytes for people: `1.4 GiB`, `12 MiB`."""
+    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / (1 << 20):.0f} MiB"
+
+
+def memory_limit_bytes() -> int:
+    """The memory of this machine, or of the container this process is confined to."""
+    limits = [psutil.virtual_memory().total]
+    for path in _CGROUP_LIMITS:
+        text = path.read_text().strip() if path.is_file() else "max"
+        if text.isdigit():
+            limits.append(int(text))
+    return min(limits)
+
+
+def memory_parts(config: Config, stage: str, num_parameters: int) -> list[Part]:
+    """The processes of a stage and the memory each needs. Those on GPUs count without model states."""
+    value_bytes = 2 if config.model.dtype == "bfloat16" else 4
+    weights_bytes = value_bytes * num_parameters
+    parts = [Part(label="driver and Ray", count=1, each_bytes=BASE_BYTES)]
+    if stage in ("grpo", "debug", "eval"):
+        engine_bytes = ENGINE_BYTES
+        if not config.rollout.gpus_per_worker:
+            # The core prepacks the weights into a copy of its own.
+            engine_bytes += 2 * weights_bytes + config.rollout.kv_cache_bytes
+        engines = config.rollout.num_workers if stage == "grpo" else 1
+        parts.append(Part(label=f"rollout.num_workers={engines}", count=engines, each_bytes=engine_bytes))
+    if stage in ("grpo", "debug", "sft"):
+        ranks = config.learner.num_ranks if stage != "debug" else 1
+        rank_bytes = RANK_BYTES
+        if not config.learner.gpus_per_rank:
+            rank_bytes += learner_state_bytes(config, stage, num_parameters, ranks)
+        parts.append(Part(label=f"learner.num_ranks={ranks}", count=ranks, each_bytes=rank_bytes))
+    if stage == "grpo":
+        rewards = config.rewards.num_workers
+        parts.append(Part(label=f"rewards.num_workers={rewards}", count=rewards, each_bytes=REWARD_BYTES))
+    return parts
+
+
+def learner_state_bytes(config: Config, stage: str, num_parameters: int, num_ranks: int) -> int:
+    """Weights, gradients, two moments (and float32 master weights under bfloat16) and the KL reference
+    of one rank; ZeRO stage 1 shards the optimizer, 2 the gradients, 3 the weights."""
+    value_bytes = 2 if config.model.dtype == "bfloat16" else 4
+    optimizer_bytes = 8 if value_bytes == 4 else 12
+    zero = config.learner.zero_stage
+    per_parameter = (
+        value_bytes / (num_ranks if zero >= 3 else 1)
+        + value_bytes / (num_ranks if zero >= 2 else 1)
+        + optimizer_bytes / (num_ranks if zero >= 1 else 1)
+    )
+    if stage != "sft" and config.grpo.kl_coef > 0:
+        per_parameter += value_bytes
+    return int(per_parameter * num_parameters)
+
+
+def check_memory(config: Config, stage: str, num_parameters: int, limit_bytes: int | None = None) -> int:
+    """The memory a stage needs at least, in bytes.
+
+    Raises ResourceError with the whole sum, and how many rollout workers would fit, when that is more
+    than `limit_bytes` (this machine's, when not given). A cluster named by RAY_ADDRESS is not this
+    machine: there only the sum is returned.
+    """
+    parts = memory_parts(config, stage, num_parameters)
+    needed = sum(part.total_bytes for part in parts)
+    limit = memory_limit_bytes() if limit_bytes is None else limit_bytes
+    if needed <= limit or (limit_bytes is None and os.environ.get("RAY_ADDRESS")):
+        return needed
+    lines = "\n".join(f"  {part}" for part in parts)
+    raise ResourceError(
+        f"more workers than this machine can hold: {gib(needed)} of memory needed, there are {gib(limit)}:\n"
+        f"{lines}\n{_advice(parts, needed, limit)}"
+    )
+
+
+def _advice(parts: list[Part], needed: int, limit: int) -> str:
+    most = max((part for part in parts[1:]), key=lambda part: part.total_bytes)
+    key = most.label.partition("=")[0]
+    fitting = (limit - (needed - most.total_bytes)) // most.each_bytes
+    if fitting >= 1 and most.count > 1:
+        return f"{key}={fitting} would fit"
+    return "use a smaller model, more memory, or GPUs for engines and learner"
+
+
+def checkpoint_bytes(config: Config, num_parameters: int) -> int:
+    """Size of a checkpoint: the model, the learner's weights, and its optimizer state with master weights."""
+    value_bytes = 2 if config.model.dtype == "bfloat16" else 4
+    return (2 * value_bytes + 12) * num_parameters
+
+
+def check_disk(config: Config, num_parameters: int, free_bytes: int | None = None) -> int:
+    """The disk space a run's checkpoints need at most, in bytes.
+
+    Old checkpoints are removed only once a newer one is complete, so one more than
+    `checkpoint.keep_last` must fit. Raises ResourceError when it does not.
+    """
+    count = config.checkpoint.keep_last + 1
+    each = checkpoint_bytes(config, num_parameters)
+    folder = _existing_parent(Path(config.run.root) / config.run.name)
+    free = shutil.disk_usage(folder).free if free_bytes is None else free_bytes
+    if count * each > free:
+        raise ResourceError(
+            f"not enough disk space for checkpoints under {folder}: checkpoint.keep_last="
+            f"{config.checkpoint.keep_last} + 1 being written, x {gib(each)} = {gib(count * each)} needed, "
+            f"{gib(free)} free; free some, lower checkpoint.keep_last, or set run.root to another disk"
+        )
+    return count * each
+
+
+def _existing_parent(path: Path) -> Path:
+    absolute = path.absolute()
+    return next(parent for parent in [absolute, *absolute.parents] if parent.exists())

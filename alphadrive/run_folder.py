@@ -1,0 +1,177 @@
+"""A run's folder: where everything a run leaves behind lies, and how it is written.
+
+    runs/NAME/
+      config.yaml          the resolved configuration
+      status.json          the run's latest status, atomic
+      summary.json         the result, atomic
+      metrics.jsonl        one line a step; the same numbers go to TensorBoard, W&B if asked
+      tensorboard/
+      rollouts/*.parquet   see `alphadrive.rollout_writer`
+      checkpoints/         see `alphadrive.checkpoints`
+      report.html          see `alphadrive.report`
+
+One process (the driver) holds a `RunFolder`; reward workers hold a `RolloutWriter` on `rollouts`.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from alphadrive.atomic import write_json
+from alphadrive.checkpoints import Checkpoint, CheckpointStore
+from alphadrive.config import Config, get_key, load_config, save_config, valid_keys
+from alphadrive.errors import RunFolderError
+from alphadrive.trackers import Tracker, trackers_for
+
+log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """One run's folder, open for writing. Close it (or use `with`) to flush TensorBoard."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        """Use `create`; this takes a folder as it is."""
+        self.path = path
+        self.config = config
+        self.checkpoints = CheckpointStore(path / "checkpoints", config.checkpoint.keep_last)
+        self._trackers: list[Tracker] = []
+
+    @classmethod
+    def create(cls, config: Config, resume: bool = False, overwrite: bool = False) -> Self:
+        """Make (or reopen) `run.root/run.name` and write the resolved configuration into it.
+
+        `resume` goes on in an existing folder, and starts one where there is none, so that a scheduler
+        can repeat the same command. `overwrite` removes an existing run first. Raises RunFolderError
+        when the folder exists and neither is given, when both are, or when it is no run's folder.
+        """
+        path = Path(config.run.root) / config.run.name
+        if resume and overwrite:
+            raise RunFolderError(f"{path}: --resume and --overwrite exclude each other; give one")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            _make_way(path, config, resume=resume, overwrite=overwrite)
+        try:
+            for folder in (path, path / "rollouts", path / "checkpoints"):
+                folder.mkdir(parents=True, exist_ok=True)
+            save_config(config, path / "config.yaml")
+        except OSError as error:
+            raise RunFolderError(f"{path}: cannot write the run folder: {error}") from error
+        run = cls(path, config)
+        _end_last_line(run.metrics_path)
+        run._trackers = trackers_for(config.run, path, config.run.name)
+        return run
+
+    @property
+    def metrics_path(self) -> Path:
+        """`metrics.jsonl`."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def rollouts_path(self) -> Path:
+        """The folder of Parquet rollouts."""
+        return self.path / "rollouts"
+
+    @property
+    def summary_path(self) -> Path:
+        """`summary.json`."""
+        return self.path / "summary.json"
+
+    @property
+    def status_path(self) -> Path:
+        """`status.json`."""
+        return self.path / "status.json"
+
+    def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line to `metrics.jsonl` and send the same numbers to the trackers.
+
+        A number that is not finite is written as null and sent to no tracker. May be called more than
+        once a step (training, then evaluation); readers merge lines of one step, the last one wins.
+        """
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        line: dict[str, object] = {"step": step, "time_s": round(time.time(), 3)}
+        line |= {name: finite.get(name) for name in metrics}
+        with self.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        for tracker in self._trackers:
+            tracker.write(step, finite)
+
+    def write_summary(self, summary: Mapping[str, object]) -> None:
+        """Write `summary.json` atomically. Raises ValueError for a number that is not finite."""
+        write_json(self.summary_path, summary)
+
+    def write_status(self, status: Mapping[str, object]) -> None:
+        """Write `status.json` atomically."""
+        write_json(self.status_path, status)
+
+    def begin_checkpoint(self, step: int) -> Path:
+        """A temporary folder for the learner's ranks to write the checkpoint of `step` into."""
+        return self.checkpoints.begin(step)
+
+    def commit_checkpoint(self, step: int) -> Checkpoint:
+        """Prove and publish what was written since `begin_checkpoint(step)`; prune older ones."""
+        return self.checkpoints.commit(step)
+
+    def latest_checkpoint(self) -> Checkpoint | None:
+        """The newest undamaged checkpoint (see `CheckpointStore.latest`)."""
+        return self.checkpoints.latest()
+
+    def close(self) -> None:
+        """Flush and close the trackers. Safe to call twice."""
+        while self._trackers:
+            self._trackers.pop().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float | None]]:
+    """All lines of a `metrics.jsonl`, merged by step, in order of step; keys besides `step` and
+    `time_s` as written. A last line cut off by a crash is left out."""
+    merged: dict[int, dict[str, float | None]] = {}
+    if not path.is_file():
+        return []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        merged.setdefault(line["step"], {}).update(line)
+    return [merged[step] for step in sorted(merged)]
+
+
+def _make_way(path: Path, config: Config, *, resume: bool, overwrite: bool) -> None:
+    if not resume and not overwrite:
+        raise RunFolderError(
+            f"{path}: this run folder exists; go on with it by --resume, replace it by --overwrite, "
+            "or choose another run.name"
+        )
+    if not (path / "config.yaml").is_file():
+        raise RunFolderError(
+            f"{path}: exists, but is no run folder (no config.yaml in it); choose another run.name"
+        )
+    if overwrite:
+        shutil.rmtree(path)
+        return
+    before = load_config(str(path / "config.yaml"))
+    for key in valid_keys():
+        old, new = get_key(before, key), get_key(config, key)
+        if old != new:
+            log.warning("resuming with another %s: it was %r, now %r", key, old, new)
+
+
+def _end_last_line(path: Path) -> None:
+    """Complete a line that a crash cut off, so that the next one starts on its own."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")

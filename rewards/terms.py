@@ -1,0 +1,67 @@
+"""The paper's four rewards (arXiv 2503.07608, section 3.3 and Algorithm 1), term by term.
+
+    speed  = F1(speed) * W[speed word] * div        planning accuracy, action-weighted, diverse
+    path   = F1(path)  * W[path word]  * div
+    format = 1 if the whole text is <think> … </think> <answer> … </answer>, else 0
+
+Here are the terms of one completion given its group's answers; `rewards.score` puts a group
+together. Answers are read strictly by `alphadrive.actions`, so a word counts only as a whole word of
+the last complete `<answer>`, and a text that cannot be read earns no speed and no path reward.
+"""
+
+from collections.abc import Sequence
+
+from alphadrive.actions import Path, Plan, Speed
+
+SPEED_WEIGHTS: dict[Speed, float] = {"KEEP": 0.8, "ACCELERATE": 0.9, "DECELERATE": 1.0, "STOP": 1.0}
+PATH_WEIGHTS: dict[Path, float] = {
+    "STRAIGHT": 0.8,
+    "RIGHT_CHANGE": 1.0,
+    "LEFT_CHANGE": 1.0,
+    "RIGHT_TURN": 1.0,
+    "LEFT_TURN": 1.0,
+}
+"""Action weights of the authors' released code; the paper states the idea and no numbers. What is
+rare and matters for safety weighs more than KEEP and STRAIGHT."""
+
+MAX_REPETITION_PENALTY = 0.2
+
+
+def f1_of_word(predicted: str, truth: str) -> float:
+    """F1 of one predicted word against one true word: 1.0 if equal, else 0.0.
+
+    Algorithm 1 takes the F1 of word sets. The strict reading leaves exactly one word on either side,
+    where precision = recall = F1 is 0 or 1.
+    """
+    return 1.0 if predicted == truth else 0.0
+
+
+def diversity_factor(count: int, group_size: int) -> float:
+    """`1 - min(0.2, count / group_size)`, in [0.8, 1).
+
+    `count` is how many completions of the group gave this whole plan, itself included, so the factor
+    does not depend on the order of the group. For `group_size` <= 5 it is always 0.8 and carries no
+    signal; with 8, only a plan given once (0.875) is spared the full penalty.
+    """
+    return 1.0 - min(MAX_REPETITION_PENALTY, count / group_size)
+
+
+def plan_terms(answer: Plan | None, acceptable: Sequence[Plan], diversity: float) -> tuple[float, float]:
+    """The speed and the path reward of one answer, each in [0, 1), their sum in [0, 2).
+
+    Of several acceptable plans the one counts that pays most for the whole answer (the first of
+    equals): the speed of one plan is never combined with the path of another. Without an answer
+    both are 0.
+
+    >>> plan_terms(Plan("STOP", "LEFT_TURN"), [Plan("STOP", "STRAIGHT")], diversity=0.8)
+    (0.8, 0.0)
+    """
+    if answer is None:
+        return 0.0, 0.0
+    speed_pay = SPEED_WEIGHTS[answer.speed] * diversity
+    path_pay = PATH_WEIGHTS[answer.path] * diversity
+    pairs = [
+        (f1_of_word(answer.speed, plan.speed) * speed_pay, f1_of_word(answer.path, plan.path) * path_pay)
+        for plan in acceptable
+    ]
+    return max(pairs, key=sum)

@@ -1,0 +1,171 @@
+"""The `alphadrive` program from outside: exit codes, messages, and how soon help answers."""
+
+import argparse
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from alphadrive import cli, eval_command
+from alphadrive.checkpoints import CheckpointStore
+from alphadrive.engine_evaluation import EvalOptions
+from alphadrive.errors import CheckpointError, ConfigError, ModelError, RolloutError, RunFolderError
+from alphadrive.image_controls import IMAGE_MODES
+from alphadrive.model_source import model_folder_of
+
+
+def alphadrive(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "alphadrive.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=cwd,
+    )
+
+
+def test_wrong_input_is_one_message_and_exit_code_2():
+    done = alphadrive("eval", "tiny", "no/such/data")
+    assert done.returncode == 2
+    assert done.stderr.startswith("alphadrive: no/such/data: no such folder")
+    assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+def test_wrong_arguments_show_the_usage():
+    done = alphadrive("fly")
+    assert done.returncode == 2
+    assert "usage: alphadrive" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", ["", "eval tiny", "grpo debug --resume --overwrite", "data"])
+def test_missing_and_excluding_arguments_are_refused(arguments):
+    with pytest.raises(SystemExit) as ended:
+        cli.run(arguments.split())
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("command", ["sft", "grpo", "debug"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no-such-config"], "no configuration 'no-such-config'"),
+        (["CONFIG", "grpo.grup_size=4"], "unknown key 'grpo.grup_size'; did you mean 'grpo.group_size'?"),
+        (["CONFIG", "grpo.group_size=1"], "grpo.group_size=1: expected 2 or more"),
+    ],
+)
+def test_wrong_configuration_is_refused_before_any_work(
+    tmp_path, monkeypatch, capsys, command, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("seed: 1\n")
+    assert cli.run([command, *("run.yaml" if word == "CONFIG" else word for word in arguments)]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--num-rows 0", "--num-rows 0: expected"),
+        ("--samples -1", "--samples -1"),
+    ],
+)
+def test_eval_refuses_counts_that_make_no_sense(capsys, arguments, message):
+    assert cli.run(["eval", "tiny", "x", *arguments.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def run_with(monkeypatch, outcome):
+    def command(_):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    parser = argparse.ArgumentParser()
+    parser.set_defaults(run=command, verbose=False)
+    monkeypatch.setattr(cli, "build_parser", lambda: parser)
+    return cli.run([])
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [(0, 0), (ConfigError("bad key"), 2), (RolloutError("engine gone"), 1), (KeyboardInterrupt(), 130)],
+)
+def test_exit_codes(monkeypatch, capsys, outcome, code):
+    assert run_with(monkeypatch, outcome) == code
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    if isinstance(outcome, Exception):
+        assert message == f"alphadrive: {outcome}\n"
+
+
+def test_error_nobody_expected_keeps_its_traceback(monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        run_with(monkeypatch, ZeroDivisionError())
+
+
+def test_help_answers_at_once_and_loads_nothing_heavy():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = alphadrive("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    assert "alphadrive demo" in done.stdout
+    # Seconds of processor, not of the clock: other processes on the machine do not count.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    code = (
+        "import sys; from alphadrive.cli import build_parser; build_parser(); "
+        "print([name for name in ('torch', 'ray', 'vllm', 'deepspeed', 'transformers', 'pyarrow', 'numpy') "
+        "if name in sys.modules])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
+
+
+def leaves(parser, words=()):
+    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not actions:
+        yield words, parser
+    for name, child in (pair for action in actions for pair in action.choices.items()):
+        yield from leaves(child, (*words, name))
+
+
+def test_every_command_runs_something_and_its_example_parses():
+    parser = cli.build_parser()
+    for words, leaf in leaves(parser):
+        assert callable(leaf.get_default("run")), words
+        example = re.search(r"example: (?:alphadrive|.*alphadrive\.cli) (.*)", leaf.epilog or "")
+        if example:
+            assert parser.parse_args(example[1].split()).run is leaf.get_default("run"), words
+    examples = re.findall(
+        r"^  alphadrive (demo|data synth|sft|grpo|eval|debug)\b", parser.description, re.MULTILINE
+    )
+    assert examples == ["demo", "data synth", "sft", "grpo", "eval", "debug"]
+
+
+def test_image_modes_on_the_command_line_are_those_there_are():
+    assert eval_command.IMAGE_MODES == IMAGE_MODES
+    with pytest.raises(ConfigError, match="image modes"):
+        EvalOptions(model="tiny", data="x", images=("upside-down",))
+
+
+def test_run_without_a_checkpoint_is_no_model(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(RunFolderError, match="no checkpoint yet"):
+        model_folder_of(str(tmp_path))
+
+
+def test_checkpoint_is_verified_before_its_model_is_used(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints")
+    (store.begin(3) / "model").mkdir()
+    (tmp_path / "checkpoints/.tmp-step_000003/model/config.json").write_text("{}")
+    checkpoint = store.commit(3)
+    for name in (str(tmp_path), str(checkpoint.path)):
+        with pytest.raises(ModelError, match="no vision-language model"):
+            model_folder_of(name)
+    (checkpoint.model_path / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="damaged"):
+        model_folder_of(str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        model_folder_of(str(checkpoint.path))

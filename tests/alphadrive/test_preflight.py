@@ -1,0 +1,248 @@
+"""A run with wrong data, model, lengths or machine is refused before anything starts."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from alphadrive.capacity import GIB, check_disk, check_memory, memory_limit_bytes
+from alphadrive.config import Config
+from alphadrive.data.parquet import write_records
+from alphadrive.data.records import DrivingRecord
+from alphadrive.errors import ConfigError, DataError, InputError, ModelError, ResourceError
+from alphadrive.preflight import check_run
+
+MakeRecord = Callable[..., DrivingRecord]
+TWO_BILLION = 2_200_000_000
+
+
+@pytest.fixture
+def config(
+    tmp_path: Path, model_folder: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> Config:
+    """A configuration that passes, with its own data, model copy and cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4}
+    content = json.loads((folder / "config.json").read_text())
+    content["text_config"] = {**sizes, "max_position_embeddings": 4096}
+    (folder / "config.json").write_text(json.dumps(content))
+    write_records((make_record(index) for index in range(6)), tmp_path / "train", rows_per_shard=4)
+    write_records((make_record(index) for index in range(3)), tmp_path / "eval")
+    config = Config()
+    config.run.root = str(tmp_path / "runs")
+    config.model.path = str(folder)
+    config.data.train = str(tmp_path / "train")
+    config.data.eval = str(tmp_path / "eval")
+    config.eval.every_steps = 5
+    return config
+
+
+def rewrite(config: Config, *records: DrivingRecord) -> None:
+    shutil.rmtree(config.data.train)
+    write_records(records, Path(config.data.train))
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo", "eval", "debug"])
+def test_a_good_run_passes_every_stage(config: Config, stage: str) -> None:
+    found = check_run(config, stage)  # type: ignore[arg-type]
+    assert found.num_parameters == 16 and found.memory_bytes > GIB
+    assert (found.train is not None) == (stage != "eval")
+    assert (found.eval is not None) == (stage != "sft")
+    if found.train is not None:
+        assert found.train.num_rows == 6
+        assert found.train.longest_prompt_image == 6  # 56x28 is enlarged to 84x56
+        assert found.train.longest_sample > found.train.longest_prompt > 100
+
+
+def test_the_measured_prompt_is_the_one_the_model_sees(config: Config) -> None:
+    from alphadrive.data.parquet import DrivingDataset
+    from alphadrive.processing import PromptProcessor
+
+    found = check_run(config, "grpo")
+    processor = PromptProcessor(found.model_folder, config.model.max_pixels)
+    dataset = DrivingDataset(config.data.train)
+    lengths = []
+    for row in range(len(dataset)):
+        _, grid = processor.pixels(processor.fit(dataset.image(row)))
+        lengths.append(len(processor.expanded_ids(processor.prompt_ids(dataset.query(row)), grid)))
+    assert found.train is not None and found.train.longest_prompt == max(lengths)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("speed_mps", -1.0, "speed_mps: got -1.0"),
+        ("navigation", "go <|image_pad|>", "navigation: contains '<|image_pad|>'"),
+        ("reasoning", "so<|endoftext|>", "reasoning: contains '<|endoftext|>'"),
+        ("plans", ("FLY, STRAIGHT",), "plans[0]: got 'FLY, STRAIGHT'"),
+        ("images", (), "images: got no image at all"),
+    ],
+)
+def test_a_bad_row_stops_the_run_naming_file_row_and_field(
+    config: Config, make_record: MakeRecord, field: str, value: object, expected: str
+) -> None:
+    rewrite(config, make_record(0), make_record(1, **{field: value}), make_record(2, speed_mps=99.0))
+    with pytest.raises(DataError) as caught:
+        check_run(config, "grpo")
+    assert f"part-00000.parquet: row 1: {expected}" in str(caught.value)
+    assert "row 2: speed_mps: got 99.0" in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_only_the_rows_that_are_used_must_be_valid(config: Config, make_record: MakeRecord) -> None:
+    rewrite(config, make_record(0), make_record(1, speed_mps=99.0))
+    config.data.num_rows = 1
+    assert check_run(config, "sft").train is not None
+
+
+def test_a_second_start_does_not_read_the_rows_again(
+    config: Config, caplog: pytest.LogCaptureFixture, make_record: MakeRecord
+) -> None:
+    caplog.set_level(logging.INFO, logger="alphadrive.dataset_check")
+    first = check_run(config, "grpo")
+    assert caplog.text.count("checking every row") == 2
+    caplog.clear()
+    assert check_run(config, "grpo") == first
+    assert "checking every row" not in caplog.text
+
+    shard = Path(config.data.train) / "part-00001.parquet"
+    os.utime(shard, ns=(0, 0))
+    check_run(config, "grpo")
+    assert caplog.text.count("checking every row") == 1
+
+    rewrite(config, make_record(0, speed_mps=99.0))
+    with pytest.raises(DataError, match="speed_mps"):
+        check_run(config, "grpo")
+    with pytest.raises(DataError, match="speed_mps"):
+        check_run(config, "grpo")
+
+
+def test_an_unwritable_cache_costs_only_time(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocker = Path(config.run.root + "-file")
+    blocker.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocker))
+    assert check_run(config, "sft").train is not None
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_the_sum(config: Config) -> None:
+    config.rollout.max_model_len = 300
+    with pytest.raises(
+        ConfigError, match=r"row \d\) has \d+ text \+ 6 image tokens, \+ .*=256 = \d+, more than .*=300"
+    ):
+        check_run(config, "grpo")
+
+
+def test_a_sample_that_does_not_fit_is_refused_for_sft(config: Config) -> None:
+    config.rollout.max_model_len = 100
+    with pytest.raises(ConfigError, match=r"longest prompt with its answer has \d+ tokens"):
+        check_run(config, "sft")
+
+
+def test_sft_needs_reasoning_and_grpo_does_not(config: Config, make_record: MakeRecord) -> None:
+    rewrite(config, make_record(0), make_record(1, reasoning=None))
+    with pytest.raises(DataError, match=r"part-00000.parquet: row 1: reasoning: missing; SFT needs it"):
+        check_run(config, "sft")
+    assert check_run(config, "grpo").train is not None
+
+
+def _wrong_model(config: Config) -> None:
+    config.model.path = "nowhere/at-all"
+
+
+def _missing_data(config: Config) -> None:
+    config.data.train = config.data.train + "-missing"
+
+
+def _no_eval(config: Config) -> None:
+    config.data.eval = None
+
+
+def _beyond_positions(config: Config) -> None:
+    config.rollout.max_model_len = 5000
+
+
+def _small_cache(config: Config) -> None:
+    config.rollout.kv_cache_bytes = 1 << 20
+
+
+def _too_many_workers(config: Config) -> None:
+    config.rollout.num_workers = 10_000
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (_wrong_model, ModelError, r"model.path='nowhere/at-all': no such folder"),
+        (_missing_data, DataError, r"train-missing: no such folder"),
+        (_no_eval, ConfigError, r"data.eval is not set, but eval.every_steps=5"),
+        (_beyond_positions, ConfigError, r"max_model_len=5000: the model takes at most 4096 positions"),
+        (
+            _small_cache,
+            ConfigError,
+            r"kv_cache_bytes=1048576: one sequence .*2048 tokens x 2048 bytes = 4194304",
+        ),
+        (_too_many_workers, ResourceError, r"more workers than this machine can hold"),
+    ],
+)
+def test_each_kind_of_wrong_input_has_its_error(
+    config: Config, damage: Callable[[Config], None], error: type[InputError], message: str
+) -> None:
+    damage(config)
+    with pytest.raises(error, match=message) as caught:
+        check_run(config, "grpo")
+    assert caught.value.exit_code == 2
+
+
+def test_without_evaluation_no_evaluation_data_is_needed(config: Config) -> None:
+    config.data.eval, config.eval.every_steps = None, 0
+    assert check_run(config, "grpo").eval is None
+
+
+def test_the_memory_sum_is_written_out_and_says_how_many_workers_fit() -> None:
+    config = Config()
+    config.rollout.num_workers = 12
+    with pytest.raises(ResourceError) as caught:
+        check_memory(config, "grpo", 1_000_000, limit_bytes=12 * GIB)
+    message = str(caught.value)
+    assert "rollout.num_workers=12: 12 x 1.5 GiB" in message
+    assert "learner.num_ranks=1: 1 x 1.0 GiB" in message
+    assert message.endswith("rollout.num_workers=6 would fit")
+    config.rollout.num_workers = 6
+    assert check_memory(config, "grpo", 1_000_000, limit_bytes=12 * GIB) <= 12 * GIB
+
+
+def test_memory_follows_from_model_precision_sharding_and_devices() -> None:
+    def needed(stage: str = "grpo", **keys: object) -> int:
+        config = Config()
+        for key, value in keys.items():
+            section, name = key.split("__")
+            setattr(getattr(config, section), name, value)
+        return check_memory(config, stage, TWO_BILLION, limit_bytes=1 << 50)
+
+    assert needed(model__dtype="bfloat16") < needed()
+    assert needed(grpo__kl_coef=0.1) - needed() == 4 * TWO_BILLION
+    two_sharded = needed(learner__num_ranks=2, learner__zero_stage=3)
+    assert two_sharded < needed(learner__num_ranks=2, learner__zero_stage=0)
+    assert needed(rollout__gpus_per_worker=1.0, learner__gpus_per_rank=1.0) < 5 * GIB
+    assert needed("sft") < needed() and needed("eval") < needed()
+
+
+def test_a_cluster_elsewhere_is_not_measured_by_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config()
+    config.rollout.num_workers = 10_000
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert check_memory(config, "grpo", 1000) > memory_limit_bytes()
+
+
+def test_disk_space_for_the_checkpoints_is_checked(tmp_path: Path) -> None:
+    config = Config()
+    config.run.root = str(tmp_path / "not" / "yet")
+    assert check_disk(config, 1_000_000) == 3 * 20 * 1_000_000
+    with pytest.raises(ResourceError, match=r"keep_last=2 \+ 1 being written, x 41.0 GiB = 122.9 GiB needed"):
+        check_disk(config, TWO_BILLION, free_bytes=100 * GIB)
