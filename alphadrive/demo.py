@@ -26,6 +26,7 @@ from alphadrive.atomic import write_json
 from alphadrive.config import Config, load_config
 from alphadrive.errors import AlphaDriveError, RunFolderError
 from alphadrive.metrics import paired_difference
+from alphadrive.report import write_report
 
 CONFIG = "demo"
 NUM_TRAIN, NUM_EVAL = 6000, 1000
@@ -85,6 +86,7 @@ def _run_main_job(paths: DemoPaths, seed: int) -> None:
     summary["peak_rss_bytes"] = memory.peak_bytes
     summary["seed"] = seed
     write_json(paths.run / "summary.json", summary)
+    write_report(paths.run)
     _print_demo(summary, paths)
 
 
@@ -120,7 +122,8 @@ def _run_controls(paths: DemoPaths, seed: int) -> None:
     trained("random-reward", "grpo", "rewards.variant=random", samples=samples)
     for image in ("blank", "shuffle"):
         outcome = _evaluate(config, paths.run, paths, f"eval-{image}", f"--image={image}")
-        controls[f"{image}-image"] = outcome.figures()
+        difference, interval = paired_difference(baseline.correct, outcome.correct, seed)
+        controls[f"{image}-image"] = outcome.figures() | {"gain": difference, "gain_ci95": list(interval)}
     controls["majority"] = {"planning_accuracy": baseline.majority}
     write_json(paths.run / "controls.json", controls)
     _print_controls(summary, controls, paths)

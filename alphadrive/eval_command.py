@@ -6,8 +6,12 @@ The work is in `alphadrive.engine_evaluation`, imported only when the command ru
 import argparse
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alphadrive.config import GrpoConfig, ModelConfig, RolloutConfig
+from alphadrive.config import Config, DataConfig, EvalConfig, GrpoConfig, ModelConfig, RolloutConfig
+
+if TYPE_CHECKING:
+    from alphadrive.engine_evaluation import EvalOptions
 
 IMAGE_MODES = ("real", "blank", "shuffle")
 _NVIDIA_DEVICE = Path("/dev/nvidiactl")
@@ -62,6 +66,7 @@ def run_eval(args: argparse.Namespace) -> int:
     from alphadrive.data.parquet import DrivingDataset
     from alphadrive.engine_evaluation import EvalOptions, evaluate_model, majority_of, write_eval
     from alphadrive.eval_table import answer_progress, print_eval
+    from alphadrive.preflight import check_run
 
     device = args.device or ("cuda" if _NVIDIA_DEVICE.exists() else "cpu")
     options = EvalOptions(
@@ -80,6 +85,7 @@ def run_eval(args: argparse.Namespace) -> int:
         max_model_len=args.max_model_len,
         kv_cache_bytes=args.kv_cache_bytes,
     )
+    check_run(_as_config(options), "eval")
     num_rows = len(DrivingDataset(options.data, options.num_rows))
     with answer_progress(num_rows * len(options.images) * (2 if options.samples else 1)) as on_answer:
         reports = asyncio.run(evaluate_model(options, on_answer))
@@ -88,3 +94,24 @@ def run_eval(args: argparse.Namespace) -> int:
         write_eval(args.out, options, reports)
         print(f"wrote {args.out / 'eval.json'} and {args.out / 'predictions.jsonl'}")
     return 0
+
+
+def _as_config(options: "EvalOptions") -> Config:
+    """The options as the configuration that the checks before a start take."""
+    return Config(
+        model=ModelConfig(
+            path=options.model,
+            revision=options.revision,
+            max_pixels=options.max_pixels,
+            dtype=options.dtype,
+        ),
+        data=DataConfig(eval=str(options.data)),
+        grpo=GrpoConfig(max_new_tokens=options.max_new_tokens),
+        rollout=RolloutConfig(
+            max_num_seqs=options.max_num_seqs,
+            max_model_len=options.max_model_len,
+            kv_cache_bytes=options.kv_cache_bytes,
+            gpus_per_worker=float(options.device == "cuda"),
+        ),
+        eval=EvalConfig(num_rows=options.num_rows),
+    )

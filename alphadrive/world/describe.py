@@ -4,9 +4,24 @@ The shipped tiny model is pre-trained on these descriptions alone. No plan word 
 stop, straight, turn, change, …) occurs in them; a test checks that. Distances are rounded to 5 m.
 """
 
-from alphadrive.world.scene import Scene, Side
+from alphadrive.world.scene import NAVIGATION, Command, Scene, Side
 
-DESCRIBE_PROMPT = "Describe the scene."
+ROUTE: dict[Command, str] = {
+    "ahead": "ahead",
+    "turn_left": "left",
+    "turn_right": "right",
+    "move_left": "left lane",
+    "move_right": "right lane",
+}
+
+
+def describe_prompt(scene: Scene) -> str:
+    """What the tiny model is asked in pre-training: the beginning of the planning prompt, with speed and
+    route, and a request for a description instead of a plan."""
+    return (
+        f"You are an expert driving assistant. Your current speed is {scene.speed_mps:.1f}m/s, the "
+        f"navigation command is '{NAVIGATION[scene.command]}'. Describe the driving scene."
+    )
 
 
 def metres(distance_m: float) -> str:
@@ -15,9 +30,10 @@ def metres(distance_m: float) -> str:
 
 
 def describe(scene: Scene) -> str:
-    """All visible facts that can matter, in a fixed order, about 50 words."""
+    """Speed and route as told and all visible facts that can matter, in a fixed order, about 50 words."""
     return ", ".join(
         (
+            situation(scene),
             _road(scene),
             _junction(scene),
             light_phrase(scene),
@@ -30,6 +46,11 @@ def describe(scene: Scene) -> str:
             scene.daylight,
         )
     )
+
+
+def situation(scene: Scene) -> str:
+    """`speed 8, route left`: what the prompt says, the speed in whole m/s."""
+    return f"speed {scene.speed_mps:.0f}, route {ROUTE[scene.command]}"
 
 
 def light_phrase(scene: Scene) -> str:

@@ -14,11 +14,11 @@ ClutterKind = Literal["tree", "house", "parked_car", "sign", "oncoming_car", "la
 Command = Literal["ahead", "turn_left", "turn_right", "move_left", "move_right"]
 
 NAVIGATION: dict[Command, str] = {
-    "ahead": "go straight on",
-    "turn_left": "turn left at the next junction",
-    "turn_right": "turn right at the next junction",
-    "move_left": "move to the left lane",
-    "move_right": "move to the right lane",
+    "ahead": "follow the road",
+    "turn_left": "left at the next junction",
+    "turn_right": "right at the next junction",
+    "move_left": "take the left lane",
+    "move_right": "take the right lane",
 }
 
 

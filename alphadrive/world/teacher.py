@@ -17,6 +17,7 @@ from alphadrive.world.describe import (
     light_phrase,
     metres,
     person_phrase,
+    situation,
 )
 from alphadrive.world.kinematics import acceptable_plans
 from alphadrive.world.scene import Scene, Side
@@ -60,8 +61,9 @@ def _overlook(scene: Scene, rng: random.Random) -> Scene:
 
 
 def reasoning(scene: Scene, plan: Plan) -> str:
-    """One sentence for the path and one for the speed, naming what decided them."""
-    return f"{_path_reason(scene, plan)}. {_speed_reason(scene, plan)}."
+    """The situation, then what decides the path, then what decides the speed."""
+    told = situation(scene)
+    return f"{told[0].upper()}{told[1:]}, {_path_reason(scene, plan)}. {_speed_reason(scene, plan)}."
 
 
 def _path_reason(scene: Scene, plan: Plan) -> str:
@@ -77,7 +79,7 @@ def _path_reason(scene: Scene, plan: Plan) -> str:
     if scene.command in ("move_left", "move_right"):
         side = "left" if scene.command == "move_left" else "right"
         return f"{side} lane {lane_state(scene, side)}, so stay in lane"
-    return "the route goes on, so stay in lane"
+    return "so stay in lane"
 
 
 def _speed_reason(scene: Scene, plan: Plan) -> str:

@@ -169,3 +169,13 @@ def test_checkpoint_is_verified_before_its_model_is_used(tmp_path):
         model_folder_of(str(tmp_path))
     with pytest.raises(CheckpointError, match=r"config\.json"):
         model_folder_of(str(checkpoint.path))
+
+
+def test_overrides_may_follow_options_and_anything_else_is_refused(capsys):
+    args = cli.parse_arguments(["grpo", "demo", "grpo.steps=2", "--overwrite", "run.name=x"])
+    assert (args.config, args.overrides, args.overwrite) == ("demo", ["grpo.steps=2", "run.name=x"], True)
+    for arguments in (["grpo", "demo", "--overwrit=1"], ["eval", "tiny", "data", "grpo.steps=2"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.parse_arguments(arguments)
+        assert ended.value.code == 2
+    assert "unrecognized arguments: grpo.steps=2" in capsys.readouterr().err

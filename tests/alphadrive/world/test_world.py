@@ -8,7 +8,7 @@ import pytest
 
 from alphadrive.actions import PATHS, SPEEDS, Plan
 from alphadrive.world.dataset import scene_seed, synthesize
-from alphadrive.world.describe import describe
+from alphadrive.world.describe import describe, describe_prompt
 from alphadrive.world.kinematics import acceptable_plans, judge, speed_profile, travelled
 from alphadrive.world.render import HEIGHT, WIDTH, render
 from alphadrive.world.sampling import PLAN_SHARES, sample_scene
@@ -144,9 +144,9 @@ def test_the_teacher_errs_as_often_as_stated(drawn: list[tuple[Scene, Plan, list
 def test_descriptions_never_name_a_plan(drawn: list[tuple[Scene, Plan, list[Plan]]]) -> None:
     words = {word for plan in (*SPEEDS, *PATHS) for word in re.split("_", plan.lower())} - {"left", "right"}
     for scene, _, _ in drawn[:500]:
-        text = describe(scene)
+        text = f"{describe_prompt(scene)} {describe(scene)}"
         assert not words & set(re.findall("[a-z]+", text.lower())), text
-        assert len(text.split(", ")) == 11
+        assert len(describe(scene).split(", ")) == 13
 
 
 def test_the_same_seed_gives_the_same_picture_and_it_shows_what_decides() -> None:
