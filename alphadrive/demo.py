@@ -32,6 +32,8 @@ CONFIG = "demo"
 NUM_TRAIN, NUM_EVAL = 6000, 1000
 SFT_SHARE = 0.25
 PASS_AT_SAMPLES = 8
+SFT_RANKS = "learner.num_ranks=2"
+"""SFT has both cores for itself; in GRPO the engine has one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +62,16 @@ def run_demo(args: argparse.Namespace) -> None:
 
 
 def _run_main_job(paths: DemoPaths, seed: int) -> None:
-    from cluster.memory import PeakMemory
+    from cluster.processes import ProcessTree
 
     config = load_config(CONFIG)
     seconds: dict[str, float] = {}
-    with PeakMemory() as memory:
+    with ProcessTree() as tree:
         with _timed(seconds, "data"):
             _make_data(paths, seed)
         with _timed(seconds, "sft"):
             rows = int(NUM_TRAIN * SFT_SHARE)
-            _train("sft", paths, paths.sft.name, seed, f"data.num_rows={rows}")
+            _train("sft", paths, paths.sft.name, seed, f"data.num_rows={rows}", SFT_RANKS)
         with _timed(seconds, "eval"):
             sft = _evaluate(config, paths.sft, paths, "eval-sft", f"--samples={PASS_AT_SAMPLES}")
         with _timed(seconds, "grpo"):
@@ -83,7 +85,7 @@ def _run_main_job(paths: DemoPaths, seed: int) -> None:
     summary.setdefault("grpo", {}).update(grpo.figures() | {"gain": gain, "gain_ci95": list(interval)})
     summary["majority"] = sft.majority
     summary["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
-    summary["peak_rss_bytes"] = memory.peak_bytes
+    summary["peak_rss_bytes"] = tree.peak_bytes
     summary["seed"] = seed
     write_json(paths.run / "summary.json", summary)
     write_report(paths.run)
@@ -116,7 +118,7 @@ def _run_controls(paths: DemoPaths, seed: int) -> None:
         ("sft-equal-time", equal_time, "teacher"),
         ("sft-recorded", equal_time, "recorded"),
     ):
-        overrides = (f"sft.steps={steps}", f"sft.target={target}")
+        overrides = (f"sft.steps={steps}", f"sft.target={target}", SFT_RANKS)
         trained(name, "sft", *overrides, samples=steps * config.sft.batch_size)
     samples = grpo_prompts * config.grpo.group_size
     trained("random-reward", "grpo", "rewards.variant=random", samples=samples)

@@ -7,6 +7,7 @@
     │   ├── ModelError        a model folder
     │   ├── RunFolderError    a run folder that exists, is missing or is damaged
     │   └── ResourceError     more asked for than this machine or cluster has
+    ├── ClusterError          Ray could not be started or joined
     ├── RolloutError          an engine failed to answer
     │   └── EngineDiedError   the engine's process is gone
     ├── RewardError           a reward raised, hung or returned something that is no finite number
@@ -52,6 +53,10 @@ class RunFolderError(InputError):
 
 class ResourceError(InputError):
     """More workers, memory or disk asked for than there is."""
+
+
+class ClusterError(AlphaDriveError):
+    """Ray could not be started or joined."""
 
 
 class RolloutError(AlphaDriveError):

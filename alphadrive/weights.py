@@ -1,4 +1,4 @@
-"""The digest of a set of weights: what the learner computes when it exports and every engine when it receives.
+"""The digest of a set of weights: computed by the learner when it exports, by every engine when it receives.
 
 Only bytes, names, dtypes and shapes are here, so that a process without torch can check a file. The
 digest is of the tensors, not of the file that carried them: how a file orders or pads them is
@@ -63,15 +63,16 @@ class WeightDigest:
         Raises WeightSyncError when a name does not come after the one before it.
         """
         if self.num_tensors and name <= self._last_name:
-            raise WeightSyncError(f"weights out of order: {name!r} after {self._last_name!r}; sort them by name")
-        with memoryview(data) as view:
-            num_bytes = view.nbytes
-            header = json.dumps([name, dtype, [int(size) for size in shape], num_bytes])
-            self._hash.update(header.encode() + b"\n")
-            self._hash.update(view)
+            raise WeightSyncError(
+                f"weights out of order: {name!r} after {self._last_name!r}; sort them by name"
+            )
+        raw = memoryview(data) if isinstance(data, bytes) else data.data
+        header = json.dumps([name, dtype, [int(size) for size in shape], raw.nbytes])
+        self._hash.update(header.encode() + b"\n")
+        self._hash.update(raw)
         self._last_name = name
         self.num_tensors += 1
-        self.num_bytes += num_bytes
+        self.num_bytes += raw.nbytes
 
     def hexdigest(self) -> str:
         """The digest of what was added so far."""

@@ -1,0 +1,12 @@
+"""The learner: GRPO and SFT updates of a vision-language model under DeepSpeed.
+
+    rank.LearnerRank, sft.SftRank     what `cluster` calls; one process is one rank
+    └── trainer.Trainer               one model, one optimizer: batches in, an update out
+        ├── policy.Policy             log-probabilities of completion tokens
+        ├── rows, batch               groups and samples to tensors (one row = one prompt + its completions)
+        ├── losses, schedule          pure maths
+        ├── step_metrics              what a step reports
+        └── engine, export            DeepSpeed; weights out
+
+Only `rank`, `sft` and the maths are meant for others; nothing outside this package sees DeepSpeed.
+"""

@@ -1,0 +1,82 @@
+"""Weights out of the learner: to the engines (one safetensors file) and to a model folder.
+
+Names are those `save_pretrained` writes, so that vLLM and `from_pretrained` read the file; a tied
+`lm_head` is left out. Every rank takes part (ZeRO-3 gathers); rank 0 writes.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+
+from alphadrive.errors import ModelError
+from alphadrive.types import WeightsFile, WeightVersion
+from alphadrive.weights import WeightDigest, dtype_name
+from learner.engine import TrainingEngine
+from learner.policy import Policy
+
+_COPIED_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+_INDEX_SUFFIX = ".index.json"
+
+
+def collect_weights(engine: TrainingEngine, policy: Policy, keep: bool) -> dict[str, Tensor]:
+    """All weights on the CPU in the model's dtype, under the names of a checkpoint, sorted.
+
+    Every rank calls this; those with `keep` False get nothing and hold nothing.
+    """
+    kept: dict[str, Tensor] = {}
+    prefix = "model."
+
+    def visit(name: str, tensor: Tensor) -> None:
+        if keep:
+            kept[name.removeprefix(prefix)] = tensor.to("cpu", policy.dtype, copy=True).contiguous()
+
+    engine.for_each_parameter(visit)
+    if not keep:
+        return {}
+    if policy.model.config.tie_word_embeddings:
+        kept.pop("lm_head.weight", None)
+    return dict(sorted(revert_weight_conversion(policy.model, kept).items()))
+
+
+def write_weights(weights: dict[str, Tensor], path: Path, version: WeightVersion) -> WeightsFile:
+    """Write a safetensors file under its final name at once (rename), with the digest of its tensors."""
+    digest = WeightDigest()
+    for name, tensor in weights.items():
+        data = tensor.flatten().view(torch.uint8).numpy()
+        digest.add(name, dtype_name(tensor.dtype), tuple(tensor.shape), data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(weights, partial, metadata={"format": "pt"})
+    os.replace(partial, path)
+    return WeightsFile(path=str(path), version=version, sha256=digest.hexdigest(), num_bytes=digest.num_bytes)
+
+
+def write_model_folder(weights: dict[str, Tensor], policy: Policy, source: Path, folder: Path) -> None:
+    """Write a folder that `from_pretrained` and vLLM load: weights, configuration, and `source`'s tokenizer,
+    chat template and processor files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in _COPIED_FILES:
+        for path in source.glob(pattern):
+            if not path.name.endswith(_INDEX_SUFFIX):
+                shutil.copyfile(path, folder / path.name)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config_file = source / "config.json"
+    if not config_file.is_file():
+        raise ModelError(f"{config_file}: missing; cannot write a model folder from {source}")
+    config = json.loads(config_file.read_text())
+    _set_dtype(config, str(policy.dtype).removeprefix("torch."))
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _set_dtype(config: dict[str, object], dtype: str) -> None:
+    for key, value in config.items():
+        if key in ("dtype", "torch_dtype"):
+            config[key] = dtype
+        elif isinstance(value, dict):
+            _set_dtype(value, dtype)

@@ -1,0 +1,133 @@
+"""The policy: a vision-language model that gives log-probabilities of completion tokens.
+
+Wraps whatever `AutoModelForImageTextToText` loads. Logits are computed at completion positions
+only, a few thousand tokens at a time, so that no (positions x vocabulary) tensor ever exists. Runs
+alone and under every ZeRO stage: parameters are only used through the modules that own them.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.utils import logging
+
+from alphadrive.errors import ModelError
+from learner.batch import Grid, TokenBatch
+
+MAX_LOGITS = 1 << 25
+"""Logits held at once (128 MiB in float32); more are recomputed chunk by chunk in the backward pass."""
+
+
+class Policy(nn.Module):
+    """A model with the sampler's temperature and vision-token mask.
+
+    `vision_token_ids` are never sampled: their logits are -inf here as they are in the engines, so
+    that both normalise over the same tokens.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, vision_token_ids: Sequence[int], temperature: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+        self.vision_token_ids = tuple(vision_token_ids)
+        use_matmul_patch_embedding(model)
+        self._positions_of_types = lru_cache(maxsize=4096)(self._compute_positions)
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, dtype: str, vision_token_ids: Sequence[int], temperature: float = 1.0
+    ) -> "Policy":
+        """Load a Hugging Face folder (safetensors only, no code from it). Raises ModelError."""
+        logging.disable_progress_bar()
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype=getattr(torch, dtype),
+                attn_implementation="sdpa",
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{folder}: cannot be loaded as a vision-language model: {error}") from error
+        return cls(model, vision_token_ids, temperature)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the model's arithmetic."""
+        return self.model.dtype
+
+    def freeze_vision(self) -> None:
+        """Stop training the vision tower and its projection into the language model."""
+        self.model.base_model.visual.requires_grad_(False)
+
+    def prompt_positions(self, prompt_ids: Sequence[int], grid: Grid) -> Tensor:
+        """M-RoPE positions (3, P) of a prompt with one image, by the model's own rule."""
+        image_token_id = self.model.config.image_token_id
+        return self._positions_of_types(bytes(token == image_token_id for token in prompt_ids), grid)
+
+    def _compute_positions(self, is_image_token: bytes, grid: Grid) -> Tensor:
+        types_1P = torch.tensor([list(is_image_token)], dtype=torch.int32)
+        positions_31P, _ = self.model.base_model.get_rope_index(
+            torch.zeros(types_1P.shape, dtype=torch.long),
+            mm_token_type_ids=types_1P,
+            image_grid_thw=torch.tensor([grid]),
+        )
+        return positions_31P[:, 0]
+
+    def forward(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy (no gradient) of each completion token, (T,) float32 each."""
+        hidden_BLD = self.model.base_model(
+            input_ids=batch.input_ids_BL,
+            attention_mask=batch.attention_mask_B1LL,
+            position_ids=batch.positions_3BL,
+            pixel_values=batch.pixel_values,
+            image_grid_thw=batch.image_grid_thw,
+            use_cache=False,
+        ).last_hidden_state
+        hidden_TD = hidden_BLD.flatten(0, 1).index_select(0, batch.logit_index_T)
+        chunk = max(1, MAX_LOGITS // self.model.config.get_text_config().vocab_size)
+        chunks = zip(hidden_TD.split(chunk), batch.target_ids_T.split(chunk), strict=True)
+        if len(hidden_TD) <= chunk or not torch.is_grad_enabled():
+            parts = [self._token_logprobs(*part) for part in chunks]
+        else:
+            parts = [checkpoint(self._token_logprobs, *part, use_reentrant=False) for part in chunks]
+        logprobs, entropies = zip(*parts, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def _token_logprobs(self, hidden_TD: Tensor, target_ids_T: Tensor) -> tuple[Tensor, Tensor]:
+        logits_TV = self.model.get_output_embeddings()(hidden_TD).float() / self.temperature
+        vision_ids = torch.tensor(self.vision_token_ids, device=logits_TV.device, dtype=torch.long)
+        logprobs_TV = F.log_softmax(logits_TV.index_fill(1, vision_ids, float("-inf")), dim=-1)
+        with torch.no_grad():
+            lowest = torch.finfo(logprobs_TV.dtype).min
+            entropy_T = -(logprobs_TV.exp() * logprobs_TV.clamp(min=lowest)).sum(-1)
+        return logprobs_TV.gather(1, target_ids_T[:, None])[:, 0], entropy_T
+
+
+class _PatchMatmul(nn.Conv3d):
+    """A convolution whose input is exactly one kernel: a matrix product."""
+
+    def forward(self, patches: Tensor) -> Tensor:
+        embedded = F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
+        return embedded[:, :, None, None, None]
+
+
+def use_matmul_patch_embedding(model: nn.Module) -> None:
+    """Compute patch embeddings as matrix products instead of 3-D convolutions over single patches.
+
+    Qwen's vision towers cut patches before they embed them, so that kernel and input are of one size;
+    general convolution code is many times slower there. Same parameters, same names.
+    """
+    for module in model.modules():
+        patch_embed = getattr(module, "patch_embed", None)
+        projection = getattr(patch_embed, "proj", None)
+        if type(projection) is nn.Conv3d and projection.kernel_size == projection.stride:
+            projection.__class__ = _PatchMatmul

@@ -1,0 +1,149 @@
+"""From dataset rows to token rows, pixels included, prepared ahead in a background thread.
+
+    main thread     ── forward, backward of microbatch i ──▶
+    reader thread   ── decode, fit, patchify microbatch i+1 ──▶   (at most `AHEAD` microbatches held)
+
+Pixels are read by every rank itself: they never travel with the groups.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from alphadrive.data.parquet import DrivingDataset
+from alphadrive.data.records import DrivingRecord
+from alphadrive.errors import DataError, LearnerError
+from alphadrive.processing import PromptProcessor
+from alphadrive.prompts import answer_text
+from alphadrive.types import RolloutGroup
+from learner.batch import Grid, TokenRow
+
+AHEAD = 2
+
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftTarget:
+    """A supervised sample before its pixels are read: one image placeholder in `prompt_ids`."""
+
+    row: int
+    prompt_ids: list[int]
+    completion_ids: list[int]
+
+
+class RowReader:
+    """Makes token rows from a dataset folder. Safe to use from one background thread."""
+
+    def __init__(self, dataset_folder: Path, processor: PromptProcessor, num_rows: int | None = None) -> None:
+        self.dataset = DrivingDataset(dataset_folder, num_rows)
+        self.processor = processor
+
+    def rollout_row(self, group: RolloutGroup) -> TokenRow:
+        """The row of a sampled group; its prompt tokens are the ones the engine saw.
+
+        Raises LearnerError when they do not fit the image, or when a completion holds a vision token:
+        the engine and the learner then disagree about the model.
+        """
+        pixel_values, grid = self._pixels(group.query.row)
+        processor = self.processor
+        num_placeholders = group.prompt_token_ids.count(processor.image_token_id)
+        num_vision_tokens = grid[0] * grid[1] * grid[2] // processor.merge_size**2
+        if num_placeholders != num_vision_tokens:
+            raise LearnerError(
+                f"query {group.query.query_id}: the engine saw {num_placeholders} vision tokens, the "
+                f"learner's image has {num_vision_tokens}; both must use the same dataset, model and "
+                "model.max_pixels"
+            )
+        banned = set(processor.vision_token_ids)
+        for completion in group.completions:
+            if not banned.isdisjoint(completion.token_ids):
+                raise LearnerError(
+                    f"query {group.query.query_id}: engine {group.engine_id} sampled a vision token; "
+                    "its sampler does not apply the vision-token mask"
+                )
+        return TokenRow(
+            prompt_ids=group.prompt_token_ids,
+            completions=[completion.token_ids for completion in group.completions],
+            pixel_values=pixel_values,
+            grid=grid,
+        )
+
+    def target(self, row: int, target: str) -> "SftTarget":
+        """What SFT teaches for a row, without its pixels.
+
+        `target` is `teacher` (the plan the teacher decided on, where there is one) or `recorded`.
+        """
+        record = self.dataset.record(row)
+        return SftTarget(
+            row=row,
+            prompt_ids=self.processor.prompt_ids(self.dataset.query(row)),
+            completion_ids=self.processor.completion_ids(target_text(record, target)),
+        )
+
+    def target_row(self, target: "SftTarget") -> TokenRow:
+        """The token row of a supervised sample."""
+        pixel_values, grid = self._pixels(target.row)
+        return TokenRow(
+            prompt_ids=self.processor.expanded_ids(target.prompt_ids, grid),
+            completions=[target.completion_ids],
+            pixel_values=pixel_values,
+            grid=grid,
+        )
+
+    def filler_row(self) -> TokenRow:
+        """Any valid row, for a rank that has nothing of its own to compute."""
+        prompt_ids = self.processor.prompt_ids(self.dataset.query(0))
+        return self.target_row(
+            SftTarget(row=0, prompt_ids=prompt_ids, completion_ids=[self.processor.end_token_id])
+        )
+
+    def _pixels(self, row: int) -> tuple[np.ndarray, Grid]:
+        return self.processor.pixels(self.processor.fit(self.dataset.image(row)))
+
+
+def target_text(record: DrivingRecord, target: str) -> str:
+    """The answer SFT teaches for a record. Raises DataError for a record without reasoning."""
+    if not record.reasoning:
+        raise DataError(f"query {record.query_id}: reasoning: missing; SFT needs it in every row")
+    is_teacher = target == "teacher" and record.teacher_plan is not None
+    return answer_text(record.reasoning, str(record.teacher_plan) if is_teacher else record.plans[0])
+
+
+def check_reasoning(dataset: DrivingDataset) -> None:
+    """Raises DataError naming the first row without reasoning (file, row, query). Reads no pixels."""
+    for row in range(len(dataset)):
+        query = dataset.query(row)
+        if not query.reasoning:
+            raise DataError(
+                f"{dataset.where(row)}: reasoning: missing (query {query.query_id}); SFT needs it in every "
+                "row: label the dataset or leave the row out"
+            )
+
+
+def prepared_ahead(items: Iterable[Item], prepare: Callable[[Item], Prepared]) -> Iterator[Prepared]:
+    """`map(prepare, items)`, computed in order in one background thread, `AHEAD` items early."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="row-reader") as reader:
+        waiting: deque[Future[Prepared]] = deque()
+        for item in items:
+            waiting.append(reader.submit(prepare, item))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def in_microbatches(sizes: Sequence[int], per_microbatch: int) -> list[list[int]]:
+    """Indices cut into microbatches of neighbours in size, so that little is padded.
+
+    >>> in_microbatches([5, 9, 4, 8], 2)
+    [[2, 0], [3, 1]]
+    """
+    order = sorted(range(len(sizes)), key=lambda index: sizes[index])
+    return [order[start : start + per_microbatch] for start in range(0, len(order), per_microbatch)]

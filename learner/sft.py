@@ -1,0 +1,120 @@
+"""One rank of supervised fine-tuning: reasoning and answer, loss on the completion only.
+
+The same rows, policy and engine as GRPO, with one completion a prompt. Samples of similar length
+share a microbatch; the loss is a mean over the target tokens of the whole batch, on all ranks.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from alphadrive import metric_names as names
+from alphadrive.config import Config
+from alphadrive.types import StepResult, WeightsFile, WeightVersion
+from learner.batch import TokenBatch
+from learner.losses import sft_loss
+from learner.rows import SftTarget, check_reasoning, in_microbatches, prepared_ahead
+from learner.schedule import warmup_then_cosine
+from learner.trainer import Trainer
+
+
+class SftRank:
+    """This process's share of supervised fine-tuning; every rank calls every method together.
+
+    Raises DataError naming the first row without reasoning, InputError for a bad model.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        rank: int,
+        world_size: int,
+        master_addr: str,
+        master_port: int,
+        model_folder: Path,
+        dataset_folder: Path,
+        attempt: int = 0,
+    ) -> None:
+        self.config, self.attempt = config, attempt
+        self._trainer = Trainer(
+            config,
+            rank=rank,
+            world_size=world_size,
+            master_addr=master_addr,
+            master_port=master_port,
+            model_folder=model_folder,
+            dataset_folder=dataset_folder,
+            temperature=1.0,
+        )
+        check_reasoning(self._trainer.reader.dataset)
+
+    @property
+    def weight_version(self) -> WeightVersion:
+        """The version of the policy as it is now."""
+        return WeightVersion(self.attempt, self._trainer.step)
+
+    def step(self, rows: Sequence[int]) -> StepResult:
+        """One optimizer step on the dataset rows of all ranks; `rows` are this rank's.
+
+        Raises NonFiniteError, with the weights untouched, for a loss or gradient that is not finite.
+        """
+        started = time.perf_counter()
+        trainer, sft, step = self._trainer, self.config.sft, self._trainer.step + 1
+        targets = [trainer.reader.target(row, sft.target) for row in rows]
+        num_step_tokens = trainer.total(sum(len(target.completion_ids) for target in targets))
+        num_samples = trainer.total(len(targets))
+        entropies: list[Tensor] = []
+
+        def loss_of(batch: TokenBatch) -> Tensor:
+            policy_logprobs_T, entropy_T = trainer.engine.forward(batch)
+            entropies.append((entropy_T * batch.loss_mask_T).sum())
+            return sft_loss(policy_logprobs_T, batch.loss_mask_T, num_step_tokens)
+
+        local_loss = trainer.accumulate(self._batches(targets), loss_of)
+        learning_rate = warmup_then_cosine(step, sft.learning_rate, sft.steps, sft.warmup_ratio)
+        loss, grad_norm = trainer.apply(local_loss, learning_rate)
+        seconds = trainer.engine.all_reduce([time.perf_counter() - started], largest=True)[0]
+        entropy_sum = trainer.engine.all_reduce([float(sum(entropies))])[0]
+        metrics = {
+            names.SFT_LOSS: loss,
+            names.SFT_ENTROPY: entropy_sum / num_step_tokens,
+            names.SFT_GRAD_NORM: grad_norm,
+            names.SFT_LEARNING_RATE: learning_rate,
+            names.RESPONSE_LENGTH_MEAN: num_step_tokens / num_samples,
+            names.SAMPLES_PER_S: num_samples / seconds,
+            names.UPDATE_S: seconds,
+        }
+        return StepResult(step=step, weight_version=self.weight_version, metrics=metrics)
+
+    def _batches(self, targets: Sequence[SftTarget]) -> Iterator[TokenBatch]:
+        """This rank's microbatches, then fillers up to the number that the busiest rank has."""
+        trainer = self._trainer
+        sizes = [len(target.prompt_ids) + len(target.completion_ids) for target in targets]
+        microbatches = in_microbatches(sizes, self.config.sft.microbatch_size)
+        num_fillers = trainer.most(len(microbatches)) - len(microbatches)
+
+        def read(indices: list[int]) -> TokenBatch:
+            return trainer.token_batch([trainer.reader.target_row(targets[index]) for index in indices])
+
+        yield from prepared_ahead(microbatches, read)
+        for _ in range(num_fillers):
+            yield trainer.filler_batch()
+
+    def export_weights(self, path: Path) -> WeightsFile | None:
+        """Write the weights as one safetensors file; rank 0 returns what it wrote, the others None."""
+        return self._trainer.export_weights(Path(path), self.weight_version)
+
+    def save_model(self, folder: Path) -> None:
+        """Write a model folder that `from_pretrained` and vLLM load."""
+        self._trainer.save_model(Path(folder))
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Write what `load_checkpoint` needs to go on exactly."""
+        self._trainer.save_checkpoint(Path(folder))
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Go on from a checkpoint of the same number of ranks. Raises CheckpointError."""
+        self._trainer.load_checkpoint(Path(folder))

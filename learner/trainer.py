@@ -1,0 +1,176 @@
+"""One model under one optimizer: what the GRPO rank and the SFT rank have in common.
+
+Knows microbatches and a function that makes a loss of each; knows nothing about rewards or targets.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alphadrive.config import Config
+from alphadrive.errors import NonFiniteError
+from alphadrive.processing import PromptProcessor
+from alphadrive.types import WeightsFile, WeightVersion
+from learner.batch import TokenBatch, TokenRow, build_token_batch
+from learner.engine import TrainingEngine, join_process_group
+from learner.export import collect_weights, write_model_folder, write_weights
+from learner.policy import Policy
+from learner.rows import RowReader
+
+logger = logging.getLogger(__name__)
+
+
+class Movable(Protocol):
+    """A microbatch: tensors that move to a device together."""
+
+    def to(self, device: torch.device) -> Self: ...
+
+
+Batch = TypeVar("Batch", bound=Movable)
+
+
+class Trainer:
+    """This rank's share of the model, the optimizer and the reader of its rows."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        rank: int,
+        world_size: int,
+        master_addr: str,
+        master_port: int,
+        model_folder: Path,
+        dataset_folder: Path,
+        temperature: float,
+    ) -> None:
+        self.config, self.rank, self.world_size = config, rank, world_size
+        self.model_folder = Path(model_folder)
+        self.step = 0
+        on_gpu = config.learner.gpus_per_rank > 0
+        if not on_gpu:
+            torch.set_num_threads(max(1, int(config.learner.cpus_per_rank)))
+        _seed_everything(config.seed + rank)
+        self.device = join_process_group(rank, world_size, master_addr, master_port, on_gpu)
+        processor = PromptProcessor(self.model_folder, config.model.max_pixels)
+        self.reader = RowReader(dataset_folder, processor, config.data.num_rows)
+        self.policy = self.load_policy(temperature)
+        if config.learner.freeze_vision:
+            self.policy.freeze_vision()
+        self.policy.train()
+        self.engine = TrainingEngine(self.policy, config.learner, config.model.dtype, self.device)
+
+    def load_policy(self, temperature: float) -> Policy:
+        """The starting policy, on the CPU and not under DeepSpeed."""
+        vision_token_ids = self.reader.processor.vision_token_ids
+        return Policy.from_folder(self.model_folder, self.config.model.dtype, vision_token_ids, temperature)
+
+    def token_batch(self, rows: list[TokenRow]) -> TokenBatch:
+        """Rows as tensors, on the CPU (called from the reader thread)."""
+        pad_id = self.reader.processor.end_token_id
+        return build_token_batch(rows, self.policy.prompt_positions, pad_id, self.policy.dtype)
+
+    def filler_batch(self) -> TokenBatch:
+        """A batch for a rank without rows of its own; none of its tokens counts."""
+        return self.token_batch([self.reader.filler_row()]).as_filler()
+
+    def most(self, count: int) -> int:
+        """The largest of a count over the ranks."""
+        return int(self.engine.all_reduce([float(count)], largest=True)[0])
+
+    def total(self, count: int) -> int:
+        """The sum of a count over the ranks."""
+        return int(self.engine.all_reduce([float(count)])[0])
+
+    def accumulate(self, microbatches: Iterable[Batch], loss_of: Callable[[Batch], Tensor]) -> float:
+        """Forward and backward of this rank's microbatches. Gives this rank's share of the loss.
+
+        Every rank must bring the same number of microbatches (see `filler_batch`).
+        """
+        total = torch.zeros((), device=self.device)
+        for microbatch in microbatches:
+            loss = loss_of(microbatch.to(self.device))
+            self.engine.backward(loss)
+            total += loss.detach()
+        return float(total)
+
+    def apply(self, local_loss: float, learning_rate: float) -> tuple[float, float]:
+        """One optimizer step. Gives the loss over all ranks and the gradient norm before clipping.
+
+        Raises NonFiniteError on every rank, with the weights untouched, when the loss or the gradient is
+        not finite on any of them.
+        """
+        loss = self.engine.all_reduce([local_loss])[0]
+        if not np.isfinite(loss):
+            self.engine.discard()
+            raise NonFiniteError(
+                f"step {self.step + 1}: the loss is {loss}; the weights were not updated: look for a "
+                "learning rate too high or a damaged batch"
+            )
+        grad_norm = self.engine.step(learning_rate)
+        self.step += 1
+        return loss, grad_norm
+
+    def export_weights(self, path: Path, version: WeightVersion) -> WeightsFile | None:
+        """Write the weights for the engines; rank 0 returns what it wrote, the others None."""
+        started = time.perf_counter()
+        weights = collect_weights(self.engine, self.policy, keep=self.rank == 0)
+        if self.rank:
+            return None
+        written = write_weights(weights, path, version)
+        seconds = time.perf_counter() - started
+        logger.info("weights %s: %d bytes in %.3f s", version, written.num_bytes, seconds)
+        return written
+
+    def save_model(self, folder: Path) -> None:
+        """Write a folder that `from_pretrained` and vLLM load (rank 0 writes)."""
+        weights = collect_weights(self.engine, self.policy, keep=self.rank == 0)
+        if not self.rank:
+            write_model_folder(weights, self.policy, self.model_folder, folder)
+        torch.distributed.barrier()
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Write optimizer, weights, step and random states of all ranks."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.engine.save(folder, {"step": self.step})
+        torch.save(_random_states(), folder / f"random_rank{self.rank}.pt")
+        torch.distributed.barrier()
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Go on from what `save_checkpoint` wrote, with the same number of ranks. Raises CheckpointError."""
+        self.step = int(self.engine.load(folder)["step"])
+        states = folder / f"random_rank{self.rank}.pt"
+        if states.is_file():
+            _restore_random_states(torch.load(states, weights_only=True))
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _random_states() -> dict[str, object]:
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    kind, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])

@@ -1,0 +1,66 @@
+"""What runs inside vLLM's own processes: the `alphadrive_file` weight transfer, and a watch on the parent.
+
+vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`). It registers one
+name and imports nothing heavy, so that other uses of vLLM on the same machine do not notice it.
+"""
+
+import logging
+import multiprocessing
+import os
+import threading
+
+from rollout.environment import ENGINE_MARK
+
+BACKEND = "alphadrive_file"
+WORKER_EXTENSION = "rollout.weight_transfer.ReceivedWeights"
+
+_WATCH_NAME = "alphadrive-parent-watch"
+_LOUD_LOGGERS = (
+    "vllm.v1.worker.cpu_worker",  # warns at every request that thread counts stay as they are
+    "vllm.model_executor.model_loader.reload.layerwise",  # warns at every update of layers without weights
+)
+
+
+def register() -> None:
+    """Make the weight transfer known to vLLM; in an engine of ours also watch the parent. Idempotent."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(
+            BACKEND, "rollout.weight_transfer", "FileWeightTransferEngine"
+        )
+    if ENGINE_MARK in os.environ:
+        exit_with_parent()
+        keep_pixels_of_cached_prefixes()
+        for name in _LOUD_LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def keep_pixels_of_cached_prefixes() -> None:
+    """Let every request keep its pixels for as long as it runs.
+
+    A completion of a group that finds the prompt in the prefix cache is handed to the worker without
+    pixels (vLLM 0.32, `strip_covered_mm_data`). When a weight update clears that cache while the
+    completion is drawn, its image must be encoded again, and the engine died for want of pixels.
+    """
+    from vllm.v1.core.sched import output
+
+    output.strip_covered_mm_data = lambda mm_features, *args, **kwargs: mm_features
+
+
+def exit_with_parent() -> None:
+    """End this process when the process that spawned it is gone, however it ended.
+
+    vLLM's worker processes watch their parent; its EngineCore process does not, and would outlive a
+    killed engine actor with all its memory.
+    """
+    parent = multiprocessing.parent_process()
+    is_watched = any(thread.name == _WATCH_NAME for thread in threading.enumerate())
+    if parent is None or is_watched:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name=_WATCH_NAME, daemon=True).start()

@@ -1,0 +1,102 @@
+"""vLLM's side of a weight update: read a safetensors file, prove what was read, load it.
+
+    start_weight_update   layers get ready to be filled again
+    update_weights        tensors stream from the file through the digest into the model
+    finish_weight_update  layers are processed and put back; on CPU the output head is packed again
+
+The digest is made of the very tensors that go into the model, so a file that changed, a skipped
+update and a tensor that was not consumed all show.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from alphadrive.errors import WeightSyncError
+from alphadrive.weights import WeightDigest, dtype_name
+
+
+@dataclass
+class FileInitInfo(WeightTransferInitInfo):
+    """Nothing to agree on beforehand."""
+
+
+@dataclass
+class FileUpdateInfo(WeightTransferUpdateInfo):
+    """Where the weights are."""
+
+    path: str
+
+
+class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
+    """The `alphadrive_file` backend of vLLM's weight-transfer interface."""
+
+    init_info_cls = FileInitInfo
+    update_info_cls = FileUpdateInfo
+    supports_draft_weight_update = False
+    received_sha256: str | None = None
+
+    def init_transfer_engine(self, init_info: FileInitInfo) -> None:
+        """Nothing to connect."""
+
+    def start_weight_update(self) -> None:
+        """Get every layer ready to be loaded again; forgets the last digest."""
+        self.received_sha256 = None
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: FileUpdateInfo) -> None:
+        """Load the tensors of `update_info.path` and remember their digest."""
+        digest = WeightDigest()
+        self.model.load_weights(_digested(update_info.path, self.device, digest))
+        self.received_sha256 = digest.hexdigest()
+
+    def finish_weight_update(self) -> None:
+        """Process and put back every layer, then the output head."""
+        finalize_layerwise_reload(self.model, self.model_config)
+        repack_output_head(self.model)
+
+    def shutdown(self) -> None:
+        """Nothing is held."""
+
+
+def _digested(path: str, device: torch.device, digest: WeightDigest) -> Iterator[tuple[str, torch.Tensor]]:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        for name in sorted(file.keys()):
+            tensor = file.get_tensor(name)
+            raw = tensor.contiguous().flatten().view(torch.uint8).numpy()
+            digest.add(name, dtype_name(tensor.dtype), tensor.shape, raw)
+            yield name, tensor.to(device)
+
+
+def repack_output_head(model: torch.nn.Module) -> None:
+    """Pack the weights of the output head again for vLLM's CPU kernels; elsewhere there is nothing to do.
+
+    On CPU vLLM multiplies by a packed copy of the head, made at load. A head tied to the embedding has
+    no weights in the file, so layerwise reloading leaves that copy as it was, silently.
+    """
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead) and module.weight.device.type == "cpu":
+            module.quant_method.process_weights_after_loading(module)
+
+
+class ReceivedWeights:
+    """Added to vLLM's worker class: answers which weights the worker received last."""
+
+    weight_transfer_engine: Any
+
+    def alphadrive_received_sha256(self) -> str:
+        """The digest of the tensors of the last update. Raises WeightSyncError before any update."""
+        received: str | None = self.weight_transfer_engine.received_sha256
+        if received is None:
+            raise WeightSyncError("this worker has received no weights since it was started")
+        return received

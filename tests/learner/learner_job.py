@@ -1,0 +1,132 @@
+"""One learner rank as a process: `python learner_job.py JOB.json RANK`.
+
+Runs the scenarios that the job lists one after another, each on a learner of its own, and writes what
+their calls returned. Also makes the groups, so that a reference can train on the same ones.
+"""
+
+import json
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from alphadrive.config import Config
+from alphadrive.errors import AlphaDriveError
+from alphadrive.types import (
+    Completion,
+    DrivingQuery,
+    RewardBreakdown,
+    RolloutGroup,
+    ScoredGroup,
+    VersionSpan,
+    WeightVersion,
+)
+
+
+def make_groups(
+    processor: Any, dataset: Any, step: int, num_groups: int, attempt: int = 0
+) -> list[ScoredGroup]:
+    """Random answers to the first rows, with made-up sampler log-probabilities and advantages."""
+    dice = random.Random(step)
+    groups = []
+    for row in range(num_groups):
+        query: DrivingQuery = dataset.query(row)
+        _, grid = processor.pixels(processor.fit(dataset.image(row)))
+        completions = []
+        for _ in range(3):
+            length = dice.randint(2, 7)
+            span = VersionSpan(version=WeightVersion(attempt, step), start=0, end=length)
+            completions.append(
+                Completion(
+                    text="",
+                    token_ids=tuple(dice.randrange(5, 200) for _ in range(length)),
+                    rollout_logprobs=tuple(dice.uniform(-6.8, -6.0) for _ in range(length)),
+                    finish_reason="stop",
+                    weight_versions=(span,),
+                )
+            )
+        rollout = RolloutGroup(
+            ticket=row,
+            query=query,
+            prompt_token_ids=tuple(processor.expanded_ids(processor.prompt_ids(query), grid)),
+            completions=tuple(completions),
+            engine_id="engine-0",
+        )
+        advantages = tuple(dice.uniform(-2, 2) for _ in completions)
+        rewards = tuple(RewardBreakdown(terms={}, total=advantage) for advantage in advantages)
+        groups.append(ScoredGroup(group=rollout, rewards=rewards, advantages=advantages))
+    return groups
+
+
+def scenario_config(scenario: dict[str, Any]) -> Config:
+    config = Config()
+    for key, value in scenario["config"].items():
+        section, name = key.split(".")
+        setattr(getattr(config, section), name, value)
+    return config
+
+
+def run_call(learner: Any, call: str, argument: Any, rank: int, world_size: int, folder: Path) -> Any:
+    """One call on this rank: its result, in JSON's terms. Paths are within the scenario's folder."""
+    reader = learner._trainer.reader
+
+    def groups(step: int, number: int) -> list[ScoredGroup]:
+        return make_groups(reader.processor, reader.dataset, step, number, learner.attempt)
+
+    if call == "step":
+        return learner.step(groups(*argument)[rank::world_size]).metrics
+    if call == "poisoned_step":
+        embeddings = learner._trainer.policy.model.get_input_embeddings()
+        weight_hook = embeddings.weight.register_hook(lambda gradient: gradient * float("nan"))
+        try:
+            return learner.step(groups(*argument)).metrics
+        finally:
+            weight_hook.remove()
+    if call == "optimizer_dtypes":
+        groups_of_parameters = learner._trainer.engine._engine.optimizer.param_groups
+        return sorted({str(each.dtype) for group in groups_of_parameters for each in group["params"]})
+    if call == "poisoned_loss":
+        damaged = [replace(each, advantages=(float("nan"),) * 3) for each in groups(*argument)]
+        return learner.step(damaged).metrics
+    if call == "sft":
+        return learner.step(argument[rank::world_size]).metrics
+    if call == "score":
+        return learner.score([scored.group for scored in groups(0, argument)[rank:]])
+    if call == "export_weights":
+        written = learner.export_weights(folder / argument)
+        return written and [written.sha256, list(written.version)]
+    return getattr(learner, call)(folder / argument)
+
+
+def run_scenario(job: dict[str, Any], scenario: dict[str, Any], rank: int) -> list[Any]:
+    """All calls of a scenario on a learner of its own. An error is a result like any other."""
+    from learner.rank import LearnerRank
+    from learner.sft import SftRank
+
+    folder = Path(job["folder"]) / scenario["name"]
+    folder.mkdir(exist_ok=True)
+    learner_type: Any = {"grpo": LearnerRank, "sft": SftRank}[scenario["stage"]]
+    learner = learner_type(
+        scenario_config(scenario),
+        rank=rank,
+        world_size=job["world_size"],
+        master_addr="127.0.0.1",
+        master_port=job["port"],
+        model_folder=Path(job["model"]),
+        dataset_folder=Path(job["dataset"]),
+        attempt=scenario["attempt"],
+    )
+    results = []
+    for call, argument in scenario["calls"]:
+        try:
+            results.append(run_call(learner, call, argument, rank, job["world_size"], folder))
+        except AlphaDriveError as error:
+            results.append({"error": f"{type(error).__name__}: {error}"})
+    return results
+
+
+if __name__ == "__main__":
+    job = json.loads(Path(sys.argv[1]).read_text())
+    outcome = {each["name"]: run_scenario(job, each, int(sys.argv[2])) for each in job["scenarios"]}
+    Path(f"{sys.argv[1]}.rank{sys.argv[2]}").write_text(json.dumps(outcome))

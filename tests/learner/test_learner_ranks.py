@@ -1,0 +1,374 @@
+"""Whole updates through DeepSpeed, in processes of their own, against plain torch.
+
+Starting DeepSpeed takes longer than any scenario here, so that all of one number of ranks share their
+processes: `SCENARIOS` lists them, `outcomes` runs them, the tests look at what came out.
+"""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from alphadrive.processing import PromptProcessor, resolve_model
+from alphadrive.weights import file_sha256
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB = Path(__file__).with_name("learner_job.py")
+LEARNING_RATE = 1e-3
+MAX_PIXELS = 28 * 28 * 8
+ALL_ROWS = list(range(6))
+Calls = tuple[tuple[str, Any], ...]
+Outcomes = dict[str, list[list[Any]]]
+
+SCENARIOS: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
+
+
+def scenario(
+    name: str, *calls: tuple[str, Any], ranks: int = 1, stage: str = "grpo", attempt: int = 0, **options: Any
+) -> str:
+    """Add a scenario; gives its name. Options are configuration keys, `__` for the dot."""
+    config = {
+        "model.max_pixels": MAX_PIXELS,
+        "grpo.learning_rate": LEARNING_RATE,
+        "sft.learning_rate": LEARNING_RATE,
+        "sft.steps": 1000,
+        "sft.warmup_ratio": 0.0,
+    } | {key.replace("__", "."): value for key, value in options.items()}
+    SCENARIOS[ranks].append(dict(name=name, calls=calls, stage=stage, attempt=attempt, config=config))
+    return name
+
+
+def run_scenarios(ranks: int, folder: Path, dataset: Path) -> Outcomes:
+    """Run every scenario of a number of ranks; gives the results of their calls, by rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    job = dict(world_size=ranks, port=port, model=str(resolve_model("tiny")), dataset=str(dataset))
+    path = folder / f"job{ranks}.json"
+    path.write_text(json.dumps(job | dict(folder=str(folder), scenarios=SCENARIOS[ranks])))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen([sys.executable, JOB, path, str(rank)], env=environment, stderr=subprocess.PIPE)
+        for rank in range(ranks)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=600)
+            assert process.returncode == 0, errors.decode()[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+    by_rank = [json.loads(Path(f"{path}.rank{rank}").read_text()) for rank in range(ranks)]
+    return {each["name"]: [results[each["name"]] for results in by_rank] for each in SCENARIOS[ranks]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("learner")
+
+
+@pytest.fixture(scope="module")
+def dataset(folder: Path, write_tiny_dataset) -> Path:
+    return write_tiny_dataset(folder / "train")
+
+
+@pytest.fixture(scope="module")
+def outcomes(folder: Path, dataset: Path) -> Outcomes:
+    return run_scenarios(1, folder, dataset) | run_scenarios(2, folder, dataset)
+
+
+def job_module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("learner_job", JOB)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def plain_update(model, groups, processor, rows) -> torch.Tensor:
+    """The loss of a step with nothing of the learner in it: one forward a completion."""
+    losses, num_tokens = [], 0
+    for scored in groups:
+        pixels, grid = processor.pixels(processor.fit(rows.image(scored.group.query.row)))
+        for completion, advantage in zip(scored.group.completions, scored.advantages, strict=True):
+            ids = torch.tensor([[*scored.group.prompt_token_ids, *completion.token_ids]])
+            logits = model(
+                input_ids=ids,
+                mm_token_type_ids=(ids == processor.image_token_id).int(),
+                pixel_values=torch.from_numpy(pixels),
+                image_grid_thw=torch.tensor([grid]),
+            ).logits[0, len(scored.group.prompt_token_ids) - 1 : -1]
+            logits[:, list(processor.vision_token_ids)] = -torch.inf
+            targets = torch.tensor(completion.token_ids)[:, None]
+            logprobs = torch.log_softmax(logits, -1).gather(1, targets)[:, 0]
+            ratio = (logprobs - torch.tensor(completion.rollout_logprobs)).exp()
+            losses.append(-torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).sum())
+            num_tokens += len(completion.token_ids)
+    return sum(losses) / num_tokens
+
+
+@pytest.fixture(scope="module")
+def reference(dataset: Path) -> dict[str, torch.Tensor]:
+    """The weights after three steps of plain torch, under the names of a checkpoint."""
+    from transformers import AutoModelForImageTextToText
+
+    from alphadrive.data.parquet import DrivingDataset
+
+    processor, rows = PromptProcessor(resolve_model("tiny"), MAX_PIXELS), DrivingDataset(dataset)
+    model = AutoModelForImageTextToText.from_pretrained(resolve_model("tiny"), dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    for step in range(3):
+        optimizer.zero_grad()
+        plain_update(model, job_module().make_groups(processor, rows, step, 4), processor, rows).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    weights = dict(model.state_dict())
+    weights.pop("lm_head.weight")
+    return {saved_name(name): tensor for name, tensor in weights.items()}
+
+
+def saved_name(name: str) -> str:
+    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+
+
+def shipped_weights() -> dict[str, torch.Tensor]:
+    return load_file(resolve_model("tiny") / "model.safetensors")
+
+
+THREE_STEPS: Calls = (("step", (0, 4)), ("step", (1, 4)), ("step", (2, 4)), ("export_weights", "weights.st"))
+CUTS = [
+    scenario(
+        f"{ranks}_ranks_zero_{zero_stage}_microbatch_{size}",
+        *THREE_STEPS,
+        ranks=ranks,
+        learner__zero_stage=zero_stage,
+        learner__groups_per_microbatch=size,
+    )
+    for ranks, zero_stage, size in [
+        (1, 0, 4),
+        (1, 1, 4),
+        (1, 1, 1),
+        (1, 3, 2),
+        (2, 1, 2),
+        (2, 2, 1),
+        (2, 3, 1),
+    ]
+]
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_three_steps_equal_plain_torch_however_they_are_cut(
+    name: str, outcomes: Outcomes, folder: Path, reference: dict[str, torch.Tensor]
+) -> None:
+    path = folder / name / "weights.st"
+    exported = load_file(path)
+    assert set(exported) == set(reference)
+    differences = torch.cat([(exported[key] - reference[key]).abs().flatten() for key in sorted(exported)])
+    # Adam divides by |gradient|: where that is near 0, rounding may turn a step.
+    assert (differences < 1e-5).float().mean() > 0.999 and differences.max() < LEARNING_RATE
+    first, *others = outcomes[name]
+    assert first[-1] == [file_sha256(path), [0, 3]]
+    for rank in others:
+        assert rank[-1] is None
+        for key in ("actor/pg_loss", "actor/grad_norm", "actor/entropy", "critic/rewards/mean"):
+            assert [metrics[key] for metrics in rank[:3]] == [metrics[key] for metrics in first[:3]]
+
+
+UNEVEN: Calls = (("step", (0, 3)), ("step", (1, 1)), ("score", 2))
+ALONE = scenario("uneven_alone", *UNEVEN)
+TOGETHER = [
+    scenario(
+        f"uneven_zero_{zero_stage}",
+        *UNEVEN,
+        ranks=2,
+        learner__groups_per_microbatch=1,
+        learner__zero_stage=zero_stage,
+    )
+    for zero_stage in (1, 3)
+]
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_ranks_may_hold_different_numbers_of_groups(name: str, outcomes: Outcomes) -> None:
+    (alone,), (first, second) = outcomes[ALONE], outcomes[name]
+    for step in (0, 1):
+        for key in ("actor/pg_loss", "actor/grad_norm", "response_length/mean"):
+            assert first[step][key] == pytest.approx(alone[step][key], rel=1e-3)
+    for ours, theirs in zip(alone[2], first[2], strict=True):
+        assert [len(answer) for answer in ours] == [len(answer) for answer in theirs]
+        assert list(chain(*ours)) == pytest.approx(list(chain(*theirs)), abs=1e-2)
+    assert len(second[2]) == 1
+
+
+def resumable(ranks: int, zero_stage: int) -> str:
+    shape = dict(ranks=ranks, learner__zero_stage=zero_stage)
+    straight = scenario(
+        f"straight_{ranks}",
+        ("step", (0, 2)),
+        ("save_checkpoint", "checkpoint"),
+        ("step", (1, 2)),
+        ("export_weights", "weights.st"),
+        **shape,
+    )
+    return scenario(
+        f"resumed_{ranks}",
+        ("load_checkpoint", f"../{straight}/checkpoint"),
+        ("step", (1, 2)),
+        ("export_weights", "weights.st"),
+        attempt=1,
+        **shape,
+    )
+
+
+RESUMED = [resumable(1, 1), resumable(2, 3)]
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_checkpoint_continues_bit_for_bit(name: str, outcomes: Outcomes, folder: Path) -> None:
+    straight_name = name.replace("resumed", "straight")
+    (straight, *_), (resumed, *_) = outcomes[straight_name], outcomes[name]
+    assert resumed[1]["actor/pg_loss"] == straight[2]["actor/pg_loss"]
+    assert resumed[2] == [straight[3][0], [1, 2]]
+    assert file_sha256(folder / name / "weights.st") == file_sha256(folder / straight_name / "weights.st")
+
+
+NO_CHECKPOINT = scenario("no_checkpoint", ("load_checkpoint", "nowhere"))
+
+
+def test_a_folder_without_a_checkpoint_is_refused(outcomes: Outcomes) -> None:
+    assert "CheckpointError" in outcomes[NO_CHECKPOINT][0][0]["error"]
+
+
+UNTRAINED = scenario(
+    "untrained", ("export_weights", "a.st"), ("export_weights", "b.st"), ("save_model", "model")
+)
+
+
+def test_export_is_reproducible_and_named_like_a_model_folder(outcomes: Outcomes, folder: Path) -> None:
+    ((first, second, _),) = outcomes[UNTRAINED]
+    assert first == second == [file_sha256(folder / UNTRAINED / "model" / "model.safetensors"), [0, 0]]
+    shipped, exported = shipped_weights(), load_file(folder / UNTRAINED / "a.st")
+    assert set(exported) == set(shipped) - {"lm_head.weight"}
+    assert all(torch.equal(tensor, shipped[name]) for name, tensor in exported.items())
+
+
+TRAINED = scenario("trained", ("step", (0, 2)), ("export_weights", "a.st"), ("save_model", "model"))
+
+
+def test_a_saved_model_loads_with_the_weights_that_were_exported(outcomes: Outcomes, folder: Path) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    saved = folder / TRAINED / "model"
+    assert resolve_model(str(saved)) == saved
+    model = AutoModelForImageTextToText.from_pretrained(saved)
+    loaded = {saved_name(name): tensor for name, tensor in model.state_dict().items()}
+    assert torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
+    for name, tensor in load_file(folder / TRAINED / "a.st").items():
+        assert torch.equal(loaded[name], tensor), name
+    PromptProcessor(saved, MAX_PIXELS)
+
+
+HALF = scenario(
+    "bfloat16",
+    ("step", (0, 2)),
+    ("step", (1, 2)),
+    ("export_weights", "weights.st"),
+    ("optimizer_dtypes", None),
+    model__dtype="bfloat16",
+)
+
+
+def test_bfloat16_keeps_float32_masters_and_exports_bfloat16(outcomes: Outcomes, folder: Path) -> None:
+    ((first, second, _, optimizer_dtypes),) = outcomes[HALF]
+    assert optimizer_dtypes == ["torch.float32"]
+    assert first["actor/grad_norm"] > 0 and second["actor/grad_norm"] > 0
+    assert {tensor.dtype for tensor in load_file(folder / HALF / "weights.st").values()} == {torch.bfloat16}
+
+
+REFUSED = scenario(
+    "refused",
+    ("step", (1, 2)),
+    ("export_weights", "weights.st"),
+    ("step", (0, 2)),
+    ("step", (0, 2)),
+    ("step", (0, 2)),
+)
+
+
+def test_groups_outside_the_lag_bound_are_refused_and_change_nothing(outcomes: Outcomes) -> None:
+    ((future, exported, fresh, one_behind, two_behind),) = outcomes[REFUSED]
+    assert "PolicyLagError" in future["error"] and "does not exist yet" in future["error"]
+    assert exported == [outcomes[UNTRAINED][0][0][0], [0, 0]]
+    assert [fresh["training/policy_lag/max"], one_behind["training/policy_lag/max"]] == [0, 1]
+    assert "PolicyLagError" in two_behind["error"] and "max_policy_lag" in two_behind["error"]
+
+
+POISONED = [
+    scenario(
+        f"poisoned_zero_{zero_stage}",
+        ("poisoned_step", (0, 2)),
+        ("poisoned_loss", (0, 2)),
+        ("export_weights", "weights.st"),
+        ("step", (0, 2)),
+        learner__zero_stage=zero_stage,
+    )
+    for zero_stage in (0, 1, 3)
+]
+
+
+@pytest.mark.parametrize("name", POISONED)
+def test_what_is_not_finite_stops_before_the_weights_change(name: str, outcomes: Outcomes) -> None:
+    ((gradient, loss, exported, healthy),) = outcomes[name]
+    assert "NonFiniteError" in gradient["error"] and "gradient" in gradient["error"]
+    assert "NonFiniteError" in loss["error"] and "the loss is nan" in loss["error"]
+    assert exported == [outcomes[UNTRAINED][0][0][0], [0, 0]]
+    assert healthy["actor/grad_norm"] == pytest.approx(outcomes[TRAINED][0][0]["actor/grad_norm"], rel=1e-4)
+
+
+ANCHORED = scenario("anchored", ("step", (0, 2)), ("step", (1, 2)), grpo__kl_coef=0.1)
+
+
+def test_the_kl_to_the_start_is_zero_at_first_and_then_grows(outcomes: Outcomes) -> None:
+    ((first, second),) = outcomes[ANCHORED]
+    assert first["actor/kl_loss"] == pytest.approx(0.0, abs=1e-9)
+    assert second["actor/kl_loss"] > 1e-6
+
+
+FROZEN = scenario("frozen", ("step", (0, 2)), ("export_weights", "weights.st"), learner__freeze_vision=True)
+
+
+def test_frozen_vision_stays_and_the_rest_moves(outcomes: Outcomes, folder: Path) -> None:
+    assert outcomes[FROZEN][0][0]["actor/grad_norm"] > 0
+    shipped, exported = shipped_weights(), load_file(folder / FROZEN / "weights.st")
+    has_moved = {name: not torch.equal(tensor, shipped[name]) for name, tensor in exported.items()}
+    assert not any(moved for name, moved in has_moved.items() if name.startswith("visual."))
+    assert any(has_moved.values())
+
+
+SFT_ALONE = scenario("sft_alone", *[("sft", ALL_ROWS)] * 4, stage="sft", sft__microbatch_size=6)
+SFT_CUT = scenario("sft_cut", *[("sft", ALL_ROWS)] * 2, stage="sft", sft__microbatch_size=4)
+SFT_TOGETHER = scenario("sft_2", *[("sft", ALL_ROWS)] * 2, stage="sft", sft__microbatch_size=2, ranks=2)
+
+
+def test_sft_learns(outcomes: Outcomes) -> None:
+    losses = [metrics["sft/loss"] for metrics in outcomes[SFT_ALONE][0]]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize("name", [SFT_CUT, SFT_TOGETHER])
+def test_sft_is_the_same_however_a_batch_is_cut(name: str, outcomes: Outcomes) -> None:
+    for step in (0, 1):
+        for key in ("sft/loss", "sft/grad_norm", "response_length/mean"):
+            assert outcomes[name][0][step][key] == pytest.approx(outcomes[SFT_ALONE][0][step][key], rel=1e-3)

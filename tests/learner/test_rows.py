@@ -1,0 +1,118 @@
+"""Reading rows: what SFT teaches, what is refused, and the order things come in."""
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from alphadrive.data.parquet import DrivingDataset
+from alphadrive.errors import DataError, LearnerError
+from alphadrive.processing import PromptProcessor, resolve_model
+from alphadrive.types import Completion, RolloutGroup, VersionSpan, WeightVersion
+from learner.rank import version_problem
+from learner.rows import AHEAD, RowReader, check_reasoning, in_microbatches, prepared_ahead, target_text
+
+WriteDataset = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory, write_tiny_dataset: WriteDataset) -> RowReader:
+    folder = write_tiny_dataset(tmp_path_factory.mktemp("data") / "train")
+    return RowReader(folder, PromptProcessor(resolve_model("tiny"), 28 * 28 * 8))
+
+
+def rollout_group(reader: RowReader, tokens: tuple[int, ...] = (5, 6), version: str = "0.3") -> RolloutGroup:
+    query = reader.dataset.query(0)
+    _, grid = reader.processor.pixels(reader.processor.fit(reader.dataset.image(0)))
+    spans = (VersionSpan(version=WeightVersion.parse(version), start=0, end=len(tokens)),)
+    completion = Completion(
+        text="",
+        token_ids=tokens,
+        rollout_logprobs=(-1.0,) * len(tokens),
+        finish_reason="stop",
+        weight_versions=spans,
+    )
+    return RolloutGroup(
+        ticket=7,
+        query=query,
+        prompt_token_ids=tuple(reader.processor.expanded_ids(reader.processor.prompt_ids(query), grid)),
+        completions=(completion, completion),
+        engine_id="engine-0",
+    )
+
+
+def test_sft_teaches_the_teachers_plan_or_the_recorded_one(reader: RowReader) -> None:
+    taught = reader.dataset.record(1)
+    assert target_text(taught, "teacher").endswith("<answer> STOP, STRAIGHT </answer>")
+    assert target_text(taught, "recorded").endswith("<answer> KEEP, STRAIGHT </answer>")
+    assert target_text(reader.dataset.record(0), "teacher").endswith("<answer> KEEP, STRAIGHT </answer>")
+
+
+def test_a_target_row_holds_prompt_image_and_answer(reader: RowReader) -> None:
+    target = reader.target(1, "teacher")
+    row = reader.target_row(target)
+    assert row.prompt_ids.count(reader.processor.image_token_id) * 4 == len(row.pixel_values)
+    assert row.completions[0][-1] == reader.processor.end_token_id
+    assert reader.processor.tokenizer.decode(row.completions[0][:-1]) == target_text(
+        reader.dataset.record(1), "teacher"
+    )
+
+
+def test_a_row_without_reasoning_is_named_before_training(
+    tmp_path: Path, write_tiny_dataset: WriteDataset
+) -> None:
+    folder = write_tiny_dataset(tmp_path / "train", without_reasoning=4)
+    with pytest.raises(DataError, match=r"part-00000\.parquet: row 4: reasoning: missing \(query query-4\)"):
+        check_reasoning(DrivingDataset(folder))
+
+
+def test_a_prompt_of_another_image_size_is_refused(reader: RowReader) -> None:
+    group = rollout_group(reader)
+    assert len(reader.rollout_row(group).completions) == 2
+    shorter = dataclasses.replace(group, prompt_token_ids=group.prompt_token_ids[:2])
+    with pytest.raises(LearnerError, match="vision tokens"):
+        reader.rollout_row(shorter)
+
+
+def test_a_sampled_vision_token_is_refused(reader: RowReader) -> None:
+    group = rollout_group(reader, tokens=(5, reader.processor.image_token_id))
+    with pytest.raises(LearnerError, match="sampled a vision token"):
+        reader.rollout_row(group)
+
+
+@pytest.mark.parametrize(
+    ("now", "max_lag", "words"),
+    [
+        ("0.3", 0, None),
+        ("0.4", 1, None),
+        ("0.4", 0, "max_policy_lag"),
+        ("0.2", 1, "not exist"),
+        ("1.3", 1, "restarted"),
+    ],
+)
+def test_versions_outside_the_window_are_refused(
+    reader: RowReader, now: str, max_lag: int, words: str | None
+) -> None:
+    problem = version_problem([rollout_group(reader)], WeightVersion.parse(now), max_lag)
+    assert problem is None if words is None else words in str(problem) and "ticket 7" in str(problem)
+
+
+def test_microbatches_hold_neighbours_in_size() -> None:
+    assert in_microbatches([5, 9, 4, 8, 7], 2) == [[2, 0], [4, 3], [1]]
+    assert in_microbatches([], 2) == []
+
+
+def test_rows_are_prepared_in_order_and_only_a_little_ahead() -> None:
+    prepared: list[int] = []
+    for item in prepared_ahead(range(20), lambda number: prepared.append(number) or number):
+        assert len(prepared) <= item + 2 + AHEAD
+    assert prepared == list(range(20))
+
+
+def test_an_error_while_preparing_reaches_the_caller_and_leaves_no_thread() -> None:
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError):
+        list(prepared_ahead([1, 0], lambda number: 1 // number))
+    assert threading.active_count() == before
