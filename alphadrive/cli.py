@@ -55,7 +55,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
-    for name in ("absl", "filelock", "httpx", "urllib3"):
+    for name in ("absl", "filelock", "httpx", "urllib3", "vllm"):
         logging.getLogger(name).setLevel(logging.WARNING)
     command: Command = args.run
     try:

@@ -9,6 +9,7 @@ Nothing here knows Ray.
 """
 
 import asyncio
+import gc
 import logging
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -139,8 +140,10 @@ class RolloutEngine:
         if self._is_open:
             self._is_open = False
             self._llm.shutdown()
-            # Its finaliser runs here: at the interpreter's exit it would fail on modules that are gone.
+            # Its finaliser runs here (it stands in a reference cycle): at the interpreter's exit it would
+            # fail on modules that are gone.
             del self._llm
+            gc.collect()
 
     def _fail(self, failure: AlphaDriveError) -> None:
         if not self._failure.done():

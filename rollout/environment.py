@@ -3,10 +3,12 @@
 vLLM reads most of them at import. Why each CPU value: `TORCHDYNAMO_DISABLE` saves the compilation of sampler
 helpers that eager mode does not stop (about 20 s at the first request); one OpenMP thread is several times
 faster than vLLM's default for small models, and leaves the other cores to other processes; `nobind`
-because the default binding pins every engine to the same core.
+because the default binding pins every engine to the same core. Warnings that every start on a CPU gives
+are left out of the log.
 """
 
 import os
+import warnings
 
 from alphadrive.errors import ConfigError
 
@@ -15,7 +17,9 @@ ENGINE_MARK = "ALPHADRIVE_ENGINE"
 
 _ALWAYS = {
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
     "VLLM_USE_V2_MODEL_RUNNER": "0",
     ENGINE_MARK: "1",
 }
@@ -25,7 +29,13 @@ _CPU = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "HF_HUB_OFFLINE": "1",
 }
-_CHOSEN_BY_USER = {"VLLM_LOGGING_LEVEL", "OMP_NUM_THREADS", "HF_HUB_OFFLINE"}
+_CHOSEN_BY_USER = {
+    "VLLM_LOGGING_LEVEL",
+    "TORCH_CPP_LOG_LEVEL",
+    "PYTHONWARNINGS",
+    "OMP_NUM_THREADS",
+    "HF_HUB_OFFLINE",
+}
 _REFUSED = {
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "lets anything that reaches an engine's socket run code in it",
     "VLLM_SERVER_DEV_MODE": "opens unauthenticated control routes",
@@ -49,3 +59,4 @@ def prepare_environment(device: str, *, in_process: bool = False) -> None:
     for name, value in values.items():
         if name not in _CHOSEN_BY_USER or name not in os.environ:
             os.environ[name] = value
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(vllm|torch)\.")

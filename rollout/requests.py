@@ -50,6 +50,7 @@ def engine_arguments(settings: EngineSettings, processor: PromptProcessor) -> di
         weight_transfer_config=WeightTransferConfig(backend=vllm_plugin.BACKEND),
         worker_extension_cls=vllm_plugin.WORKER_EXTENSION,
         disable_log_stats=True,
+        use_tqdm_on_load=False,
     )
     if settings.device == "cpu":
         arguments |= dict(

@@ -4,10 +4,12 @@ vLLM calls `register` in each of its processes (entry point `vllm.general_plugin
 name and imports nothing heavy, so that other uses of vLLM on the same machine do not notice it.
 """
 
+import functools
 import logging
 import multiprocessing
 import os
 import threading
+from typing import Any
 
 from rollout.environment import ENGINE_MARK
 
@@ -32,6 +34,7 @@ def register() -> None:
     if ENGINE_MARK in os.environ:
         exit_with_parent()
         keep_pixels_of_cached_prefixes()
+        let_cpu_discard_seeded_tokens()
         for name in _LOUD_LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -46,6 +49,34 @@ def keep_pixels_of_cached_prefixes() -> None:
     from vllm.v1.core.sched import output
 
     output.strip_covered_mm_data = lambda mm_features, *args, **kwargs: mm_features
+
+
+def let_cpu_discard_seeded_tokens() -> None:
+    """Let an engine on CPU survive a seeded request whose prompt is computed in several parts.
+
+    A part before the last samples a token that is thrown away; vLLM 0.32 then winds the request's random
+    generator back by its offset, which generators on CPU do not have, and the engine died. There the
+    generator is left where it is: the same seed gives the same tokens in the same schedule only.
+    """
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    finish = GPUModelRunner._bookkeeping_sync
+    if getattr(finish, "hides_generators", False):
+        return
+
+    @functools.wraps(finish)
+    def finish_without_rewinding(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.device.type != "cpu":
+            return finish(self, *args, **kwargs)
+        generators = self.input_batch.generators
+        self.input_batch.generators = {}
+        try:
+            return finish(self, *args, **kwargs)
+        finally:
+            self.input_batch.generators = generators
+
+    finish_without_rewinding.hides_generators = True
+    GPUModelRunner._bookkeeping_sync = finish_without_rewinding
 
 
 def exit_with_parent() -> None:

@@ -1,9 +1,9 @@
-"""The rule-made teacher: it looks, overlooks some things, decides and explains.
+"""The rule-made teacher: it sees everything, decides late or hastily, and explains.
 
 It stands for the large model that explains driving decisions in the paper (section 3.4), with its
-weakness made explicit: it overlooks what is far away more often than not, then reasons soundly
-about what it did see. Imitating it therefore has a ceiling; the reward, which knows every
-acceptable plan, does not have it. `docs/world.md` states the error rate, a test measures it.
+weakness made explicit: it names what it sees, but more often than not it does not yet act on what is
+far away. Imitating it therefore has a ceiling; the reward, which knows every acceptable plan, does
+not have it. `docs/world.md` states the error rate, a test measures it.
 """
 
 import dataclasses
@@ -23,41 +23,41 @@ from alphadrive.world.kinematics import acceptable_plans
 from alphadrive.world.scene import Scene, Side
 
 FAR_M = 10.0
-OVERLOOKS_FAR = 0.7
-OVERLOOKS_NEAR = 0.2
-OVERLOOKS_NEIGHBOUR = 0.5
+IGNORES_FAR = 0.7
+IGNORES_NEAR = 0.2
+IGNORES_NEIGHBOUR = 0.5
 
 
 def explain(scene: Scene, recorded: Plan, seed: int) -> tuple[str, Plan]:
     """The teacher's reasoning and the plan it decided on, for a scene and the plan its driver
-    followed. The plan differs from the acceptable ones where something decisive was overlooked."""
+    followed. The plan is none of the acceptable ones where it ignored something decisive."""
     rng = random.Random(f"teacher-{seed}")
-    seen = _overlook(scene, rng)
-    choices = acceptable_plans(seen)
+    minded = _ignore(scene, rng)
+    choices = acceptable_plans(minded)
     decided = recorded if recorded in choices or not choices else rng.choice(choices)
-    return reasoning(seen, decided), decided
+    return reasoning(scene, decided), decided
 
 
-def _overlook(scene: Scene, rng: random.Random) -> Scene:
-    """The scene as the teacher sees it."""
-    seen = scene
+def _ignore(scene: Scene, rng: random.Random) -> Scene:
+    """The scene as far as the teacher acts on it."""
+    minded = scene
 
-    def is_missed(distance_m: float) -> bool:
-        return rng.random() < (OVERLOOKS_FAR if distance_m > FAR_M else OVERLOOKS_NEAR)
+    def is_ignored(distance_m: float) -> bool:
+        return rng.random() < (IGNORES_FAR if distance_m > FAR_M else IGNORES_NEAR)
 
-    if scene.light and is_missed(scene.light.distance_m):
-        seen = dataclasses.replace(seen, light=None)
-    if scene.lead and scene.lead.brake_lights and is_missed(scene.lead.gap_m):
-        seen = dataclasses.replace(seen, lead=dataclasses.replace(scene.lead, brake_lights=False))
-    if scene.pedestrian and scene.pedestrian.is_on_road and is_missed(scene.pedestrian.distance_m):
-        seen = dataclasses.replace(seen, pedestrian=None)
-    if scene.obstacle and is_missed(scene.obstacle.distance_m):
-        seen = dataclasses.replace(seen, obstacle=None)
-    if scene.junction and is_missed(scene.junction.distance_m) and scene.light is None:
-        seen = dataclasses.replace(seen, junction=None)
-    if scene.neighbours and rng.random() < OVERLOOKS_NEIGHBOUR:
-        seen = dataclasses.replace(seen, neighbours=())
-    return seen
+    if scene.light and is_ignored(scene.light.distance_m):
+        minded = dataclasses.replace(minded, light=None)
+    if scene.lead and scene.lead.brake_lights and is_ignored(scene.lead.gap_m):
+        minded = dataclasses.replace(minded, lead=dataclasses.replace(scene.lead, brake_lights=False))
+    if scene.pedestrian and scene.pedestrian.is_on_road and is_ignored(scene.pedestrian.distance_m):
+        minded = dataclasses.replace(minded, pedestrian=None)
+    if scene.obstacle and is_ignored(scene.obstacle.distance_m):
+        minded = dataclasses.replace(minded, obstacle=None)
+    if scene.junction and is_ignored(scene.junction.distance_m) and scene.light is None:
+        minded = dataclasses.replace(minded, junction=None)
+    if scene.neighbours and rng.random() < IGNORES_NEIGHBOUR:
+        minded = dataclasses.replace(minded, neighbours=())
+    return minded
 
 
 def reasoning(scene: Scene, plan: Plan) -> str:

@@ -99,6 +99,24 @@ def test_vision_features_and_output_head_are_new_after_an_update(
         )
 
 
+def test_many_seeded_groups_survive_an_update_that_makes_them_compute_their_prompts_again(
+    engine: RolloutEngine, tiny_model: Path, noise_dataset: Path, tmp_path: Path, runner: asyncio.Runner
+) -> None:
+    new = changed_model(tiny_model, tmp_path / "new", WeightVersion(0, 4), add_noise(0.01))
+    dataset = DrivingDataset(noise_dataset)
+
+    async def run() -> list[RolloutGroup]:
+        drawing = [
+            asyncio.create_task(engine.generate(row, dataset.query(row), Sampling(num_samples=8, seed=row)))
+            for row in range(8)
+        ]
+        await asyncio.sleep(0.5)
+        await engine.update_weights(new.weights)
+        return await asyncio.gather(*drawing)
+
+    assert len(runner.run(run())) == 8
+
+
 def test_many_groups_at_once_are_drawn_together(
     engine: RolloutEngine, noise_dataset: Path, runner: asyncio.Runner
 ) -> None:

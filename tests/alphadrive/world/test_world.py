@@ -136,9 +136,9 @@ def test_neither_majority_nor_speed_and_route_come_near_a_seeing_driver(
 
 
 def test_the_teacher_errs_as_often_as_stated(drawn: list[tuple[Scene, Plan, list[Plan]]]) -> None:
-    """docs/world.md states 25 %."""
+    """docs/world.md states 28 %."""
     wrong = sum(explain(scene, plan, seed)[1] not in good for seed, (scene, plan, good) in enumerate(drawn))
-    assert wrong / NUM == pytest.approx(0.25, abs=0.04)
+    assert wrong / NUM == pytest.approx(0.28, abs=0.04)
 
 
 def test_descriptions_never_name_a_plan(drawn: list[tuple[Scene, Plan, list[Plan]]]) -> None:

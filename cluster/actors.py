@@ -1,0 +1,196 @@
+"""The Ray actors: thin shells around an engine, the rewards and a learner rank.
+
+    RolloutActor   one per engine     async; `generate` gives (receipt, group); control calls have threads
+                                      of their own in the scheduler, so they pass waiting requests
+    RewardActor    one per worker     one group at a time; (header, scored group); writes rollouts to disk
+    LearnerActor   one per rank       one call at a time, all ranks together
+
+Methods that give two values are called with `num_returns=2`: the driver fetches the first, small one and
+hands the reference of the second on. Heavy packages are imported in the actors, never by the driver.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import ray
+
+from alphadrive.config import Config
+from alphadrive.errors import AlphaDriveError, RewardError
+from alphadrive.types import (
+    DrivingQuery,
+    GroupHeader,
+    RolloutGroup,
+    ScoredGroup,
+    StepResult,
+    WeightsFile,
+)
+from cluster.headers import GroupReceipt, header_of, receipt_of
+
+if TYPE_CHECKING:
+    from rollout.engine import RolloutEngine
+    from rollout.settings import EngineSettings, Sampling
+
+T = TypeVar("T")
+
+CONTROL = "control"
+
+
+class RolloutActor:
+    """One vLLM engine.
+
+    Ray runs each concurrency group in an event loop of its own, and an engine belongs to the loop that
+    started it: control calls hand their work over to that loop.
+    """
+
+    _engine: "RolloutEngine"
+    _loop: asyncio.AbstractEventLoop
+
+    async def start(self, settings: "EngineSettings", engine_id: str) -> int:
+        """Start the engine; returns this process's id. Raises as `RolloutEngine.start`."""
+        from rollout.engine import RolloutEngine
+
+        self._loop = asyncio.get_running_loop()
+        self._engine = await RolloutEngine.start(settings, engine_id)
+        return os.getpid()
+
+    async def generate(
+        self, ticket: int, query: DrivingQuery, sampling: "Sampling"
+    ) -> tuple[GroupReceipt, RolloutGroup]:
+        """Draw a group of the training set."""
+        group = await self._engine.generate(ticket, query, sampling)
+        return receipt_of(group), group
+
+    async def answer(self, query: DrivingQuery, sampling: "Sampling") -> str:
+        """The text of one completion on the evaluation set."""
+        group = await self._engine.generate(-1, query, sampling, dataset="eval")
+        return group.completions[0].text
+
+    @ray.method(concurrency_group=CONTROL)
+    async def update_weights(self, weights: WeightsFile) -> str:
+        """Swap to new weights; returns the digest of what the engine received."""
+        return await self._in_engine_loop(self._engine.update_weights(weights))
+
+    @ray.method(concurrency_group=CONTROL)
+    async def tokens_generated(self) -> int:
+        """Tokens drawn since the engine started: progress, for telling slow from stuck."""
+        return self._engine.tokens_generated
+
+    @ray.method(concurrency_group=CONTROL)
+    async def close(self) -> None:
+        """Stop the engine and its processes."""
+        await self._in_engine_loop(self._engine.close())
+
+    async def _in_engine_loop(self, call: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, self._loop))
+
+
+class RewardActor:
+    """Scores groups and writes them to disk."""
+
+    def __init__(self, variant: str, seed: int, rollouts_folder: str, worker_id: str) -> None:
+        from alphadrive.rollout_writer import RolloutWriter
+
+        self._variant = variant
+        self._seed = seed
+        self._writer = RolloutWriter(Path(rollouts_folder), worker_id)
+
+    def ready(self) -> int:
+        """This process's id, once it is up."""
+        return os.getpid()
+
+    def score(self, group: RolloutGroup) -> tuple[GroupHeader, ScoredGroup]:
+        """Score a group. Raises RewardError, whatever a reward raised."""
+        scored = scored_or_error(group, self._variant, self._seed)
+        self._writer.write(scored)
+        return header_of(scored, None), scored
+
+    def close(self) -> None:
+        """Write what is not on disk yet."""
+        self._writer.close()
+
+
+def scored_or_error(group: RolloutGroup, variant: str, seed: int) -> ScoredGroup:
+    """Score a group; an error of any other kind becomes a RewardError that names the query."""
+    from rewards import score_group
+
+    try:
+        return score_group(group, variant, seed)
+    except AlphaDriveError:
+        raise
+    except Exception as error:
+        raise RewardError(
+            f"query {group.query.query_id}: the reward raised {type(error).__name__}: {error}"
+        ) from error
+
+
+class LearnerActor:
+    """One rank of the learner: `LearnerRank` for GRPO, `SftRank` for SFT."""
+
+    _rank: Any
+
+    def rendezvous(self) -> tuple[str, int]:
+        """An address and a free port on this node for the ranks to meet at."""
+        address = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return address, probe.getsockname()[1]
+
+    def start(self, stage: str, config: Config, placing: dict[str, Any], environment: dict[str, str]) -> int:
+        """Load the model and join the other ranks; returns this process's id.
+
+        `stage` is `grpo` or `sft`, `placing` the keyword arguments of the rank besides the
+        configuration, `environment` what must be set before torch is imported.
+        """
+        os.environ.update(environment)
+        if stage == "grpo":
+            from learner.rank import LearnerRank
+
+            self._rank = LearnerRank(config, **placing)
+        else:
+            from learner.sft import SftRank
+
+            self._rank = SftRank(config, **placing)
+        return os.getpid()
+
+    def step(self, *groups: ScoredGroup) -> StepResult:
+        """One optimizer step; `groups` are this rank's share."""
+        return self._rank.step(groups)
+
+    def sft_step(self, rows: list[int]) -> StepResult:
+        """One optimizer step of SFT; `rows` are this rank's share."""
+        return self._rank.step(rows)
+
+    def logprob_differences(self, *groups: RolloutGroup) -> list[float]:
+        """For every group the largest difference between the engine's log-probabilities and ours."""
+        return largest_differences(groups, self._rank.score(groups))
+
+    def export_weights(self, path: Path) -> WeightsFile | None:
+        """Take part in writing the weights; rank 0 returns what it wrote."""
+        return self._rank.export_weights(path)
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint and the model, loadable by itself in `folder/model`."""
+        self._rank.save_checkpoint(folder)
+        self._rank.save_model(folder / "model")
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint."""
+        self._rank.load_checkpoint(folder)
+
+
+def largest_differences(
+    groups: tuple[RolloutGroup, ...], policy_logprobs: list[list[list[float]]]
+) -> list[float]:
+    """For every group the largest |rollout - policy| log-probability of any token."""
+    return [
+        max(
+            abs(drawn - policy)
+            for completion, ours in zip(group.completions, of_group, strict=True)
+            for drawn, policy in zip(completion.rollout_logprobs, ours, strict=True)
+        )
+        for group, of_group in zip(groups, policy_logprobs, strict=True)
+    ]

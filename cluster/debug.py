@@ -1,0 +1,175 @@
+"""GRPO in one process: the same loop and buffer, every other part called directly.
+
+A `breakpoint()` in a reward, the loss or the loop stops this process: there is no Ray, no other
+process, and everything runs in the main thread. What it costs: nothing overlaps.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alphadrive.config import Config
+from alphadrive.rollout_writer import RolloutWriter
+from alphadrive.types import DrivingQuery, GroupHeader, RolloutGroup, ScoredGroup, StepResult, WeightVersion
+from cluster.actors import largest_differences, scored_or_error
+from cluster.grpo import WEIGHTS_FOLDER, System, canary_limit_and_queries, drive, settings_of_engine
+from cluster.headers import header_of
+from cluster.launch import Attempt, RunResult, execute
+from cluster.proof import CANARY_TICKET, CanaryLimit, canary_sampling, check_digest
+from rollout.settings import greedy_sampling, group_sampling
+
+if TYPE_CHECKING:
+    from learner.rank import LearnerRank
+    from rollout.in_process import InProcessEngine
+
+logger = logging.getLogger(__name__)
+
+STAND_INS = """\
+debug: one process, no Ray. What stands in for what:
+  rollout actors   one vLLM LLM in this process, one group at a time
+  reward workers   rewards.score_group, called directly
+  learner ranks    one LearnerRank in this process (world size 1)
+  weight sync      the same file, digest and canary, called directly
+  loop, buffer     the shipped cluster/loop.py and cluster/buffer.py"""
+
+
+def run_debug(config: Config, overwrite: bool = False) -> RunResult:
+    """Run GRPO in this process. Raises as `cluster.launch.run_grpo`."""
+    return execute("grpo", config, train_in_process, overwrite=overwrite, on_ray=False)
+
+
+async def train_in_process(attempt: Attempt) -> None:
+    """Make one engine and one learner here, then drive the loop with them."""
+    from learner.rank import LearnerRank
+    from rollout.in_process import InProcessEngine
+
+    config = attempt.config
+    attempt.progress.say(STAND_INS)
+    rank = LearnerRank(
+        config,
+        rank=0,
+        world_size=1,
+        master_addr="127.0.0.1",
+        master_port=0,
+        model_folder=attempt.model_folder,
+        dataset_folder=Path(config.data.train),
+        attempt=attempt.version.attempt,
+    )
+    engine = await InProcessEngine.start(settings_of_engine(attempt, 0), "engine-0")
+    limit, queries = canary_limit_and_queries(attempt)
+    learner = DirectLearner(rank, attempt.version)
+    sync = DirectSync(engine, rank, queries, limit, config.grpo.temperature)
+    with RolloutWriter(attempt.run.rollouts_path, "debug") as writer:
+        try:
+            await sync.calibrate()
+            await sync.publish(learner.version)
+            rollouts = DirectRollouts(config, engine)
+            system = System(
+                rollouts=rollouts,
+                rewards=DirectRewards(config, writer),
+                learner=learner,
+                sync=sync,
+                answer=rollouts.answer,
+                save=learner.save,
+            )
+            await drive(attempt, system)
+        finally:
+            sync.path.unlink(missing_ok=True)
+            await engine.close()
+
+
+class DirectRollouts:
+    """Draws groups with the engine of this process."""
+
+    def __init__(self, config: Config, engine: "InProcessEngine") -> None:
+        self._config, self._engine = config, engine
+
+    async def generate(self, ticket: int, query: DrivingQuery) -> object:
+        """A group itself, where a cluster has a reference."""
+        await asyncio.sleep(0)
+        seed = self._config.seed * 1_000_003 + ticket * self._config.grpo.group_size
+        return await self._engine.generate(ticket, query, group_sampling(self._config, seed=seed))
+
+    async def answer(self, query: DrivingQuery) -> str:
+        """A greedy answer on the evaluation set."""
+        await asyncio.sleep(0)
+        group = await self._engine.generate(-1, query, greedy_sampling(self._config), dataset="eval")
+        return group.completions[0].text
+
+
+class DirectRewards:
+    """Scores groups here."""
+
+    def __init__(self, config: Config, writer: RolloutWriter) -> None:
+        self._config, self._writer = config, writer
+
+    async def score(self, group: object) -> GroupHeader:
+        """Score a group and write it down."""
+        assert isinstance(group, RolloutGroup)
+        scored = scored_or_error(group, self._config.rewards.variant, self._config.seed)
+        self._writer.write(scored)
+        return header_of(scored, scored)
+
+
+class DirectLearner:
+    """The learner's only rank, in this process."""
+
+    def __init__(self, rank: "LearnerRank", version: WeightVersion) -> None:
+        self.version = version
+        self._rank = rank
+
+    async def step(self, scored: Sequence[object]) -> StepResult:
+        """One optimizer step."""
+        groups = [group for group in scored if isinstance(group, ScoredGroup)]
+        result = self._rank.step(groups)
+        self.version = result.weight_version
+        return result
+
+    async def save(self, folder: Path) -> None:
+        """Write model and optimizer into a folder."""
+        self._rank.save_checkpoint(folder)
+        self._rank.save_model(folder / "model")
+
+
+class DirectSync:
+    """Weights to the engine of this process, with the same proof as on a cluster."""
+
+    def __init__(
+        self,
+        engine: "InProcessEngine",
+        rank: "LearnerRank",
+        queries: Sequence[DrivingQuery],
+        limit: CanaryLimit,
+        temperature: float,
+    ) -> None:
+        self.path = WEIGHTS_FOLDER / f"alphadrive-{uuid.uuid4().hex}.safetensors"
+        self.seconds: list[float] = []
+        self.canary_differences: list[float] = []
+        self._engine, self._rank, self._queries, self._limit = engine, rank, queries, limit
+        self._sampling = canary_sampling(temperature)
+
+    async def calibrate(self) -> None:
+        """Compare engine and learner before any transfer."""
+        self._limit.calibrate(await self._differences())
+
+    async def publish(self, version: WeightVersion) -> None:
+        """Bring the engine to `version`. Raises WeightSyncError."""
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        weights = self._rank.export_weights(self.path)
+        assert weights is not None
+        check_digest("engine-0", weights, await self._engine.update_weights(weights), version)
+        self.path.unlink()
+        difference = max(await self._differences())
+        self.canary_differences.append(difference)
+        self._limit.check("engine-0", version, difference)
+        self.seconds.append(loop.time() - started_s)
+
+    async def _differences(self) -> list[float]:
+        groups = tuple(
+            [await self._engine.generate(CANARY_TICKET, query, self._sampling) for query in self._queries]
+        )
+        return largest_differences(groups, self._rank.score(groups))

@@ -1,0 +1,194 @@
+"""What a GRPO run writes and shows while it trains: metrics, evaluations, checkpoints, its summary.
+
+Sits behind the loop's Recorder protocol, on Ray and in one process alike: it is given functions, not actors.
+"""
+
+import asyncio
+import json
+import logging
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from alphadrive import metric_names as names
+from alphadrive.config import Config
+from alphadrive.data.parquet import DrivingDataset
+from alphadrive.evaluation import evaluate
+from alphadrive.run_folder import RunFolder
+from alphadrive.types import DrivingQuery, GroupHeader, StepResult
+from cluster.progress import RunProgress
+from cluster.queries import QueryLedger
+from cluster.status import RunStatus
+
+logger = logging.getLogger(__name__)
+
+LEDGER_FILE = "ledger.json"
+
+
+class GrpoRecorder:
+    """Records one attempt of a GRPO run.
+
+    `answer` is asked in evaluations, `save` writes the learner into a folder, `sync_seconds` and
+    `canary_differences` are the growing lists of the weight sync.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: RunFolder,
+        ledger: QueryLedger,
+        progress: RunProgress,
+        status: RunStatus,
+        *,
+        answer: Callable[[DrivingQuery], Awaitable[str]],
+        save: Callable[[Path], Awaitable[None]],
+        sync_seconds: list[float],
+        canary_differences: list[float],
+        next_ticket: Callable[[], int],
+    ) -> None:
+        self.last_checkpoint_step: int | None = None
+        self.last_evaluation: dict[str, float] = {}
+        self._config, self._run, self._ledger = config, run, ledger
+        self._progress, self._status = progress, status
+        self._answer, self._save, self._next_ticket = answer, save, next_ticket
+        self._sync_seconds, self._canary_differences = sync_seconds, canary_differences
+        self._eval_task: asyncio.Task[Any] | None = None
+        self._is_stopped = False
+        self._started_s = self._step_started_s = time.monotonic()
+        self._ended_s: float | None = None
+        self._excluded_s = 0.0
+        self._skips_flat_groups = config.grpo.kl_coef == 0
+        self._num_trained = self._num_skipped = self._num_tokens = 0
+        self._num_step_skipped = self._num_step_tokens = 0
+        self._max_lag = 0
+
+    def start(self) -> None:
+        """Start the clock: everything is up, the loop begins."""
+        self._started_s = self._step_started_s = time.monotonic()
+
+    def end(self) -> None:
+        """Stop the clock: the loop is over."""
+        self._ended_s = time.monotonic()
+
+    def scored(self, header: GroupHeader) -> None:
+        """Count a scored group."""
+        self._num_step_skipped += self._skips_flat_groups and not header.has_signal
+        self._num_step_tokens += header.num_tokens
+
+    def stepped(self, result: StepResult, headers: Sequence[GroupHeader], max_lag: int) -> None:
+        """Write and show one step."""
+        now_s = time.monotonic()
+        step_s = now_s - self._step_started_s
+        self._step_started_s = now_s
+        self._max_lag = max(self._max_lag, max_lag)
+        self._num_trained += len(headers)
+        num_groups = len(headers) + self._num_step_skipped
+        metrics = result.metrics | {
+            names.STEP_S: step_s,
+            names.SYNC_S: self._sync_seconds[-1],
+            names.CANARY_DIFF: self._canary_differences[-1],
+            names.END_TO_END_SAMPLES_PER_S: num_groups * self._config.grpo.group_size / step_s,
+            names.ROLLOUT_TOKENS_PER_S: self._num_step_tokens / step_s,
+            names.SKIPPED_SHARE: self._num_step_skipped / num_groups,
+            names.DEAD_LETTERS: float(len(self._ledger.dead_letters)),
+        }
+        metrics[names.POLICY_LAG_MAX] = float(max_lag)
+        metrics[names.REWARD_MEAN] = statistics.fmean(header.reward_mean for header in headers)
+        self._add_up()
+        self._run.write_metrics(result.step, metrics)
+        figures = {
+            "reward": f"{metrics[names.REWARD_MEAN]:.3f}",
+            "samples/s": f"{metrics[names.END_TO_END_SAMPLES_PER_S]:.1f}",
+            "lag": f"{max_lag}",
+            "sync": f"{self._sync_seconds[-1]:.2f} s",
+            "skipped": f"{metrics[names.SKIPPED_SHARE]:.0%}",
+        }
+        if self.last_evaluation:
+            figures["val accuracy"] = f"{self.last_evaluation['val/planning_accuracy']:.1%}"
+        self._progress.step(result.step, figures)
+        self._status.write(step=result.step, epochs=self._ledger.counts())
+
+    async def evaluate(self, step: int) -> None:
+        """Evaluate on `data.eval`; nothing where there is none. Not counted in samples/s."""
+        if self._config.data.eval is None or self._is_stopped:
+            return
+        started_s = time.monotonic()
+        dataset = DrivingDataset(self._config.data.eval, self._config.eval.num_rows)
+        self._eval_task = asyncio.ensure_future(evaluate(self._answer, dataset))
+        try:
+            result = await self._eval_task
+        except asyncio.CancelledError:
+            if not self._is_stopped:
+                raise
+            return
+        finally:
+            self._eval_task = None
+            self._leave_out(time.monotonic() - started_s)
+        self.last_evaluation = result.as_step_metrics()
+        self._run.write_metrics(step, self.last_evaluation)
+        self._progress.say(
+            f"step {step}: planning accuracy {result.metrics.planning_accuracy:.1%} on {len(dataset)} scenes"
+        )
+
+    async def checkpoint(self, step: int) -> None:
+        """Write and commit a checkpoint: learner, model and ledger."""
+        folder = self._run.begin_checkpoint(step)
+        await self._save(folder)
+        ledger = {
+            "step": step,
+            "attempt": self._status.attempt,
+            "next_ticket": self._next_ticket(),
+            "queries": self._ledger.state(),
+        }
+        (folder / LEDGER_FILE).write_text(json.dumps(ledger), encoding="utf-8")
+        await asyncio.to_thread(self._run.commit_checkpoint, step)
+        self.last_checkpoint_step = step
+
+    def stop(self) -> None:
+        """Give up an evaluation under way and start no other."""
+        self._is_stopped = True
+        if self._eval_task is not None:
+            self._eval_task.cancel()
+
+    def summary(self, step: int) -> dict[str, Any]:
+        """This part's figures of `summary.json`."""
+        ended_s = self._ended_s or time.monotonic()
+        wall_s = max(ended_s - self._started_s - self._excluded_s, 1e-9)
+        self._add_up()
+        num_groups = self._num_trained + self._num_skipped
+        grpo: dict[str, Any] = {
+            "steps": step,
+            "samples_per_s": num_groups * self._config.grpo.group_size / wall_s,
+            "rollout_tokens_per_s": self._num_tokens / wall_s,
+            "samples": num_groups * self._config.grpo.group_size,
+            "skipped_share": self._num_skipped / max(1, num_groups),
+            "max_policy_lag": self._max_lag,
+            "dead_letters": self._ledger.dead_letters,
+            "epochs": {str(epoch): counts for epoch, counts in self._ledger.counts().items()},
+            "loop_seconds": wall_s,
+        }
+        summary: dict[str, Any] = {"grpo": grpo}
+        if self._sync_seconds:
+            summary["weight_sync"] = {
+                "median_s": statistics.median(self._sync_seconds),
+                "count": len(self._sync_seconds),
+            }
+        if self._canary_differences:
+            summary["canary"] = {"max_abs_diff": max(self._canary_differences)}
+        if self.last_evaluation:
+            summary["val"] = {
+                name.removeprefix("val/"): value for name, value in self.last_evaluation.items()
+            }
+        return summary
+
+    def _add_up(self) -> None:
+        self._num_skipped += self._num_step_skipped
+        self._num_tokens += self._num_step_tokens
+        self._num_step_skipped = self._num_step_tokens = 0
+
+    def _leave_out(self, seconds: float) -> None:
+        if self._ended_s is None:
+            self._excluded_s += seconds
+            self._step_started_s += seconds

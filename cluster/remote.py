@@ -1,0 +1,50 @@
+"""Waiting for Ray without its exceptions leaking out: errors come back as they were raised.
+
+The only module that knows how Ray wraps errors. Used by the pools, the learner group and weight sync.
+"""
+
+import asyncio
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from alphadrive.errors import AlphaDriveError
+
+
+class ActorGoneError(AlphaDriveError):
+    """The process of an actor is gone (crashed, killed, or its node lost)."""
+
+
+async def fetch(reference: Any, timeout_s: float | None = None) -> Any:
+    """The value behind an object reference.
+
+    Raises what the actor raised, ActorGoneError when its process is gone, TimeoutError.
+    """
+    try:
+        return await asyncio.wait_for(reference, timeout_s)
+    except RayTaskError as error:
+        if isinstance(error.cause, Exception):
+            raise error.cause from error
+        raise
+    except RayActorError as error:
+        raise ActorGoneError(_reason(error)) from error
+
+
+async def fetch_or_cancel(reference: Any, timeout_s: float) -> Any:
+    """The same, and the call is cancelled in the actor when nobody waits for it any more."""
+    try:
+        return await fetch(reference, timeout_s)
+    except TimeoutError:
+        ray.cancel(reference)
+        raise
+
+
+def kill(actor: Any) -> None:
+    """End an actor's process; fine if it is gone already."""
+    ray.kill(actor, no_restart=True)
+
+
+def _reason(error: RayActorError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines)[:400] or type(error).__name__

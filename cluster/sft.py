@@ -1,0 +1,97 @@
+"""SFT on the learner's ranks: a seeded shuffle of the rows each epoch, one optimizer step a batch.
+
+No engines, no rewards; the same gang of ranks, run folder, checkpoints and signals as GRPO.
+"""
+
+import asyncio
+import json
+import random
+import time
+from pathlib import Path
+
+from alphadrive import metric_names as names
+from alphadrive.data.parquet import DrivingDataset
+from cluster.launch import Attempt
+from cluster.learner_group import LearnerGroup
+from cluster.recorder import LEDGER_FILE
+
+
+async def train_sft(attempt: Attempt) -> None:
+    """Start the learner, make all steps, write the last checkpoint, stop the learner."""
+    config, placement = attempt.config, attempt.placement
+    assert placement is not None
+    attempt.progress.say(f"starting {config.learner.num_ranks} learner ranks")
+    learner = await LearnerGroup.start(
+        "sft",
+        config,
+        placement,
+        model_folder=attempt.model_folder,
+        dataset_folder=Path(config.data.train).resolve(),
+        version=attempt.version,
+        checkpoint=attempt.checkpoint.path if attempt.checkpoint else None,
+    )
+    try:
+        await _steps(attempt, learner)
+        if not attempt.stop.was_asked:
+            attempt.status.write(status="finished")
+    finally:
+        learner.kill()
+
+
+def batch_rows(seed: int, num_rows: int, batch_size: int, step: int) -> list[int]:
+    """The rows of step `step` (from 1): the epochs' shuffles end to end, cut into batches.
+
+    >>> sorted(batch_rows(0, 4, 2, 1) + batch_rows(0, 4, 2, 2))
+    [0, 1, 2, 3]
+    """
+    first = (step - 1) * batch_size
+    rows: list[int] = []
+    for epoch in range(first // num_rows, (first + batch_size - 1) // num_rows + 1):
+        order = list(range(num_rows))
+        random.Random(f"{seed}/{epoch}").shuffle(order)
+        start = max(0, first - epoch * num_rows)
+        rows += order[start : start + batch_size - len(rows)]
+    return rows
+
+
+async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
+    config = attempt.config
+    num_rows = len(DrivingDataset(config.data.train, config.data.num_rows))
+    stopping = asyncio.Event()
+    attempt.stop.on_stop = stopping.set
+    attempt.status.write(status="running")
+    started_s = time.monotonic()
+    saved_step: int | None = None
+    for step in range(attempt.version.step + 1, config.sft.steps + 1):
+        if stopping.is_set():
+            break
+        rows = batch_rows(config.seed, num_rows, config.sft.batch_size, step)
+        result = await learner.sft_step(rows)
+        attempt.run.write_metrics(step, result.metrics)
+        figures = {
+            "loss": f"{result.metrics[names.SFT_LOSS]:.4f}",
+            "samples/s": f"{result.metrics[names.SAMPLES_PER_S]:.1f}",
+            "lr": f"{result.metrics[names.SFT_LEARNING_RATE]:.2e}",
+        }
+        attempt.progress.step(step, figures)
+        attempt.status.write(step=step)
+        num_samples = (step - attempt.version.step) * config.sft.batch_size
+        attempt.summary["sft"] = {
+            "steps": step,
+            "samples": step * config.sft.batch_size,
+            "samples_per_s": num_samples / (time.monotonic() - started_s),
+            "loss": result.metrics[names.SFT_LOSS],
+        }
+        if step % config.checkpoint.every_steps == 0:
+            await _checkpoint(attempt, learner, step)
+            saved_step = step
+    if learner.version.step != saved_step:
+        await _checkpoint(attempt, learner, learner.version.step)
+
+
+async def _checkpoint(attempt: Attempt, learner: LearnerGroup, step: int) -> None:
+    folder = attempt.run.begin_checkpoint(step)
+    await learner.save(folder)
+    content = json.dumps({"step": step, "attempt": attempt.version.attempt})
+    (folder / LEDGER_FILE).write_text(content, encoding="utf-8")
+    await asyncio.to_thread(attempt.run.commit_checkpoint, step)

@@ -1,0 +1,91 @@
+"""Ctrl-C and SIGTERM: the first asks, the second (or the end of the grace time) insists."""
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+GRACE_S = 60.0
+REPEAT_S = 0.5
+"""Signals closer together than this are one: `timeout` and terminals signal a process and its group."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def ctrl_c_deferred() -> Iterator[None]:
+    """Let Ctrl-C wait until the block has ended: for calls that must not be cut in half."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    was_pressed = False
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal was_pressed
+        was_pressed = True
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if was_pressed:
+        raise KeyboardInterrupt
+
+
+class StopSignals:
+    """Turns signals into an orderly end, while in a `with` block inside the running event loop.
+
+    Until `on_stop` is set (start-up) a signal cancels the task at once. Afterwards the first signal
+    calls it: the step under way ends and a checkpoint is written; a second one, or `GRACE_S`
+    later, cancels.
+    """
+
+    def __init__(self) -> None:
+        self.was_asked = False
+        self._asked_s = 0.0
+        self.on_stop: Callable[[], None] | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        self._task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            self._before[number] = signal.getsignal(number)
+            loop.add_signal_handler(number, self.ask)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        loop = asyncio.get_running_loop()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, _restorable(self._before[number]))
+
+    def ask(self) -> None:
+        """Ask for an end, as a signal does."""
+        assert self._task is not None
+        now_s = asyncio.get_running_loop().time()
+        if self.was_asked and now_s - self._asked_s < REPEAT_S:
+            return
+        self._asked_s = now_s
+        if self.was_asked or self.on_stop is None:
+            logger.warning("stopping now")
+            self.was_asked = True
+            self._task.cancel()
+            return
+        self.was_asked = True
+        logger.warning("stopping after the step under way; once more to stop now")
+        self._deadline = asyncio.get_running_loop().call_later(GRACE_S, self._task.cancel)
+        self.on_stop()
+
+
+def _restorable(handler: object) -> Callable[[int, FrameType | None], object] | signal.Handlers:
+    return handler if callable(handler) or isinstance(handler, signal.Handlers) else signal.SIG_DFL

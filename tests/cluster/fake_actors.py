@@ -1,0 +1,109 @@
+"""The shipped actor shells around a fake engine, a fake learner rank, and rewards that misbehave."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+from alphadrive.errors import RewardError
+from alphadrive.types import DrivingQuery, StepResult, WeightVersion
+from cluster.actors import LearnerActor, RewardActor, RolloutActor
+from rollout.fake import FakeEngine, Faults, write_fake_weights
+from rollout.settings import EngineSettings, Sampling
+
+SETTINGS = EngineSettings(model_folder="none")
+SAMPLING = Sampling(num_samples=2, max_new_tokens=64)
+
+
+def query_of_row(row):
+    return DrivingQuery(query_id=f"q{row}", row=row, speed_mps=5.0, navigation="", plans=("KEEP, STRAIGHT",))
+
+
+class FakeRolloutActor(RolloutActor):
+    """`faults` belong to the engine named `faulty`; its replacement has none. `kills_process_after` groups
+    the process ends as by kill -9."""
+
+    def __init__(
+        self, faulty="engine-0", delay_s=0.0, kills_process_after=None, update_hangs=False, **faults
+    ):
+        self.faulty, self.delay_s, self.faults = faulty, delay_s, faults
+        self.kills_process_after, self.update_hangs = kills_process_after, update_hangs
+        self.is_faulty = False
+
+    async def start(self, settings, engine_id):
+        self._loop = asyncio.get_running_loop()
+        self.is_faulty = engine_id == self.faulty
+        faults = Faults(**self.faults) if self.is_faulty else None
+        self._engine = FakeEngine(settings, engine_id, delay_s=self.delay_s, faults=faults)
+        return os.getpid()
+
+    async def generate(self, ticket, query, sampling):
+        given = await super().generate(ticket, query, sampling)
+        limit = self.kills_process_after
+        if self.is_faulty and limit is not None and self._engine.groups_drawn > limit:
+            os._exit(137)
+        return given
+
+    async def update_weights(self, weights):
+        if self.is_faulty and self.update_hangs:
+            await asyncio.sleep(3600)
+        return await super().update_weights(weights)
+
+    async def updates_taken(self):
+        return self._engine.updates_taken
+
+
+class FakeRank:
+    """A learner rank that computes what the fake engine computes."""
+
+    def __init__(self, config, *, rank, world_size, attempt=0, dies_at=None, **placing):
+        self.rank, self.world_size, self.dies_at = rank, world_size, dies_at
+        self.version = WeightVersion(attempt, 0)
+        self.engine = FakeEngine(SETTINGS, "truth")
+
+    def step(self, groups):
+        self.version = WeightVersion(self.version.attempt, self.version.step + 1)
+        if self.rank == self.world_size - 1 and self.version.step == self.dies_at:
+            os._exit(137)
+        metrics = {"groups": float(len(groups))}
+        return StepResult(step=self.version.step, weight_version=self.version, metrics=metrics)
+
+    def score(self, groups):
+        self.engine.version = self.version
+        scored = []
+        for group in groups:
+            sampling = Sampling(num_samples=len(group.completions), max_new_tokens=16)
+            redrawn = asyncio.run(self.engine.generate(0, group.query, sampling))
+            scored.append([list(completion.rollout_logprobs) for completion in redrawn.completions])
+        return scored
+
+    def export_weights(self, path):
+        return write_fake_weights(Path(path), self.version) if self.rank == 0 else None
+
+
+class FakeLearnerActor(LearnerActor):
+    def start(self, stage, config, placing, environment):
+        self._rank = FakeRank(config, **placing)
+        return os.getpid()
+
+    def make_die_at(self, step):
+        self._rank.dies_at = step
+
+
+class MoodyRewardActor(RewardActor):
+    """Row 1 raises always, row 2 hangs always, row 3 hangs in the first worker only, row 4 kills its
+    process once."""
+
+    def __init__(self, folder, worker_id):
+        super().__init__("paper", 0, folder, worker_id)
+        self.worker_id = worker_id
+
+    def score(self, group):
+        row = group.query.row
+        if row == 1:
+            raise RewardError("no finite number")
+        if row == 2 or (row == 3 and self.worker_id == "w0"):
+            time.sleep(3600)
+        if row == 4 and self.worker_id == "w0":
+            os._exit(137)
+        return super().score(group)

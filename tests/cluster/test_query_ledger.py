@@ -1,0 +1,81 @@
+"""The order of the queries and the ledger of how each ended."""
+
+import json
+
+import pytest
+
+from alphadrive.errors import CheckpointError, DeadLetterError
+from alphadrive.types import DrivingQuery
+from cluster.loop import Outcome
+from cluster.queries import QueryLedger
+
+
+def query_of_row(row):
+    return DrivingQuery(
+        query_id=f"q{row}", row=row, speed_mps=5.0, navigation="go", plans=("KEEP, STRAIGHT",)
+    )
+
+
+def make_ledger(num_rows=6, **changes):
+    return QueryLedger(query_of_row, num_rows, **({"seed": 0, "max_dead_letters": 2} | changes))
+
+
+def rows_of(ledger, num, first_ticket=0):
+    return [ledger.take(ticket).row for ticket in range(first_ticket, first_ticket + num)]
+
+
+def test_each_epoch_is_a_shuffle_of_all_rows_given_by_the_seed():
+    rows = rows_of(make_ledger(), 12)
+    assert sorted(rows[:6]) == sorted(rows[6:]) == list(range(6))
+    assert rows[:6] != rows[6:]
+    assert rows == rows_of(make_ledger(), 12)
+    assert rows != rows_of(make_ledger(seed=1), 12)
+
+
+def test_a_run_that_resumes_asks_for_what_had_not_ended_and_nothing_else():
+    ledger = make_ledger()
+    rows = rows_of(ledger, 9)
+    for ticket in (0, 1, 2, 3, 4, 5, 7):
+        ledger.settle(ticket, Outcome.TRAINED, has_signal=True)
+    resumed = make_ledger(state=json.loads(json.dumps(ledger.state())))
+    second_epoch = rows_of(make_ledger(), 12)[6:]
+    again = rows_of(resumed, 5)
+    assert again == [row for row in second_epoch if row != rows[7]]
+    for ticket in range(5):
+        resumed.settle(ticket, Outcome.TRAINED, has_signal=True)
+    assert resumed.num_ended == 12
+
+
+def test_a_query_cannot_end_twice():
+    ledger = make_ledger()
+    ledger.take(0)
+    ledger.settle(0, Outcome.SKIPPED)
+    with pytest.raises(KeyError):
+        ledger.settle(0, Outcome.TRAINED)
+
+
+def test_an_epoch_with_one_signal_is_no_end_and_one_without_is():
+    ledger = make_ledger(num_rows=3)
+    rows_of(ledger, 6)
+    for ticket in range(3):
+        ledger.settle(ticket, Outcome.TRAINED, has_signal=ticket == 1)
+    assert not ledger.has_no_signal
+    for ticket in range(3, 6):
+        ledger.settle(ticket, Outcome.SKIPPED)
+    assert ledger.has_no_signal
+
+
+def test_dead_letters_are_kept_with_their_reason_and_bounded():
+    ledger = make_ledger()
+    rows_of(ledger, 3)
+    ledger.settle(0, Outcome.DEAD_LETTERED, error=RuntimeError("boom"))
+    ledger.settle(1, Outcome.DEAD_LETTERED, error=RuntimeError("boom"))
+    with pytest.raises(DeadLetterError, match="3 groups were dead-lettered, 2 are allowed"):
+        ledger.settle(2, Outcome.DEAD_LETTERED, error=RuntimeError("boom"))
+    assert ledger.dead_letters[0]["reason"] == "RuntimeError: boom"
+
+
+def test_a_ledger_of_other_data_is_refused():
+    state = make_ledger().state()
+    with pytest.raises(CheckpointError, match="num_rows=6, this run 7"):
+        make_ledger(num_rows=7, state=state)

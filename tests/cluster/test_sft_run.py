@@ -1,0 +1,39 @@
+"""Whole SFT runs on two learner ranks, and the order of their rows."""
+
+import pytest
+
+from alphadrive.cli import run as run_command
+from alphadrive.config import load_config
+from cluster.sft import batch_rows
+
+
+def test_batches_go_through_every_epoch_without_losing_or_repeating_a_row():
+    rows = [row for step in range(1, 16) for row in batch_rows(0, 10, 4, step)]
+    for start in range(0, 60, 10):
+        assert sorted(rows[start : start + 10]) == list(range(10))
+    assert rows[:10] != rows[10:20]
+
+
+def test_a_batch_may_be_larger_than_the_dataset():
+    assert sorted(batch_rows(0, 3, 9, 2)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.ray
+@pytest.mark.e2e
+def test_two_ranks_train_and_a_resumed_run_goes_on_from_its_checkpoint(tmp_path):
+    from cluster.launch import run_sft
+
+    assert run_command(["data", "synth", "--out", str(tmp_path / "train"), "--num", "16"]) == 0
+    options = [
+        f"data.train={tmp_path / 'train'}",
+        f"run.root={tmp_path}",
+        "run.tensorboard=false",
+        "sft.batch_size=4",
+        "sft.microbatch_size=2",
+        "learner.num_ranks=2",
+    ]
+    first = run_sft(load_config("debug", [*options, "sft.steps=2"]))
+    assert (first.status, first.checkpoint.step) == ("finished", 2)
+    assert first.summary["sft"]["samples"] == 8
+    second = run_sft(load_config("debug", [*options, "sft.steps=3"]), resume=True)
+    assert (second.checkpoint.step, second.summary["attempt"]) == (3, 1)

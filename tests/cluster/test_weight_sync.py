@@ -1,0 +1,142 @@
+"""Weight sync and its proof on a real Ray, with a fake learner and fake engines that agree with it or not."""
+
+import asyncio
+
+import pytest
+
+from alphadrive.config import Config
+from alphadrive.errors import LearnerError, WeightSyncError
+from alphadrive.types import WeightVersion
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.ray
+
+
+def run_synchronised(tmp_path, monkeypatch, main, num_ranks=1, **pool_options):
+    """Start two engines and a learner, calibrate, publish version 0, run `main(pool, learner, sync)`."""
+    import fake_actors
+    from test_pools import make_pool
+
+    import cluster.learner_group
+    from cluster.placement import plan_placement
+    from cluster.proof import CanaryLimit
+    from cluster.weight_sync import WeightSync
+
+    monkeypatch.setattr(cluster.learner_group, "LearnerActor", fake_actors.FakeLearnerActor)
+    config = Config()
+    config.learner.num_ranks = num_ranks
+    config.learner.cpus_per_rank = 0.1
+
+    async def whole():
+        pool = make_pool(**pool_options)
+        await pool.start()
+        learner = await cluster.learner_group.LearnerGroup.start(
+            "grpo",
+            config,
+            plan_placement(config, "sft", 2, 0),
+            model_folder=tmp_path,
+            dataset_folder=tmp_path,
+            version=WeightVersion(0, 0),
+        )
+        queries = [fake_actors.query_of_row(row) for row in range(2)]
+        sync = WeightSync(
+            pool,
+            learner,
+            queries,
+            CanaryLimit("float32"),
+            temperature=1.0,
+            timeout_s=2.0,
+            folder=tmp_path,
+            prefix="weights",
+        )
+        try:
+            await sync.calibrate()
+            await sync.publish(learner.version)
+            pool.catch_up = sync.catch_up
+            await main(pool, learner, sync)
+        finally:
+            learner.kill()
+            await pool.close()
+            assert list(tmp_path.glob("*weights*")) == []
+
+    asyncio.run(whole())
+
+
+def test_every_engine_takes_every_version_and_no_file_stays(small_ray, tmp_path, monkeypatch):
+    async def main(pool, learner, sync):
+        for _ in range(2):
+            await learner.step([])
+            await sync.publish(learner.version)
+        for engine in pool.engines:
+            assert await engine.actor.updates_taken.remote() == [(0, 0), (0, 1), (0, 2)]
+        assert len(sync.seconds) == 3
+        assert sync.canary_differences == [0.0] * 3
+
+    run_synchronised(tmp_path, monkeypatch, main)
+
+
+def test_a_skipped_update_is_caught_by_the_digest(small_ray, tmp_path, monkeypatch):
+    async def main(pool, learner, sync):
+        raise AssertionError("version 0 was accepted")
+
+    with pytest.raises(WeightSyncError, match="engine-0: received tensors with SHA-256"):
+        run_synchronised(tmp_path, monkeypatch, main, options={"skips_update": True})
+
+
+def test_an_engine_that_computes_with_other_weights_is_caught_by_the_canary(small_ray, tmp_path, monkeypatch):
+    async def main(pool, learner, sync):
+        raise AssertionError("the engine was accepted")
+
+    with pytest.raises(WeightSyncError, match=r"engine-0: canary at version 0\.0.*differ.* by 0\.001"):
+        run_synchronised(tmp_path, monkeypatch, main, options={"corrupt_logprobs": 1e-3})
+
+
+def test_an_update_that_fails_stops_the_run(small_ray, tmp_path, monkeypatch):
+    async def main(pool, learner, sync):
+        raise AssertionError("the engine was accepted")
+
+    with pytest.raises(WeightSyncError, match="update to version"):
+        run_synchronised(tmp_path, monkeypatch, main, options={"failing_update": True})
+
+
+def test_an_engine_that_does_not_answer_is_fenced_and_comes_back_with_the_current_weights(
+    small_ray, tmp_path, monkeypatch
+):
+    from test_pools import draw
+
+    async def main(pool, learner, sync):
+        await learner.step([])
+        await sync.publish(learner.version)
+        assert (await draw(pool, 0)).completions[0].oldest_version == WeightVersion(0, 1)
+        while len([engine for engine in pool.engines if engine.state == "serving"]) < 2:
+            await asyncio.sleep(0.1)
+        (replaced,) = [engine for engine in pool.engines if engine.engine_id == "engine-0.1"]
+        assert (await replaced.actor.updates_taken.remote())[-1] == learner.version
+
+    run_synchronised(tmp_path, monkeypatch, main, options={"update_hangs": True})
+
+
+def test_groups_are_dealt_out_to_the_ranks(small_ray, tmp_path, monkeypatch):
+    from test_pools import draw
+
+    async def main(pool, learner, sync):
+        result = await learner.step([await pool_reference(pool, ticket) for ticket in range(3)])
+        assert result.metrics["groups"] == 2
+        assert result.weight_version == learner.version == WeightVersion(0, 1)
+        assert (await draw(pool, 9)).ticket == 9
+
+    async def pool_reference(pool, ticket):
+        import fake_actors
+
+        return await pool.generate(ticket, fake_actors.query_of_row(ticket))
+
+    run_synchronised(tmp_path, monkeypatch, main, num_ranks=2)
+
+
+def test_a_dead_rank_is_a_learner_error_that_names_it(small_ray, tmp_path, monkeypatch):
+    async def main(pool, learner, sync):
+        await learner._ranks[1].make_die_at.remote(1)
+        await learner.step([])
+
+    with pytest.raises(LearnerError, match="learner rank 1 of 2 died in step"):
+        run_synchronised(tmp_path, monkeypatch, main, num_ranks=2)
