@@ -101,7 +101,7 @@ def _run_controls(paths: DemoPaths, seed: int) -> None:
     grpo_prompts = config.grpo.steps * config.grpo.groups_per_step
     sft_rate = sft_run["sft"]["samples_per_s"]
     equal_prompts = math.ceil(grpo_prompts / config.sft.batch_size)
-    equal_time = max(1, round(summary["grpo"]["seconds"] * sft_rate / config.sft.batch_size))
+    equal_time = max(1, round(summary["grpo"]["loop_seconds"] * sft_rate / config.sft.batch_size))
     baseline = _read_eval(paths.sft / "eval-sft")
     controls: dict[str, Any] = {}
 

@@ -29,7 +29,7 @@ from alphadrive.run_folder import read_metrics
 CHARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Planning accuracy on held-out rows", ("val/planning_accuracy", "val/exact_match")),
     ("Invalid answers and missed brakes", ("val/invalid_rate", "val/missed_brake_rate")),
-    ("Reward, mean of the step", ("critic/rewards/mean",)),
+    ("Reward, mean of all groups drawn", ("critic/score/mean",)),
     ("Reward terms", ("reward/*/mean",)),
     ("Groups without signal", ("frac_reward_zero_std",)),
     ("SFT loss", ("sft/loss",)),

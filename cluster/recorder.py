@@ -63,6 +63,7 @@ class GrpoRecorder:
         self._num_trained = self._num_skipped = self._num_tokens = 0
         self._num_step_skipped = self._num_step_tokens = 0
         self._max_lag = 0
+        self._step_scored: list[GroupHeader] = []
 
     def start(self) -> None:
         """Start the clock: everything is up, the loop begins."""
@@ -76,6 +77,7 @@ class GrpoRecorder:
         """Count a scored group."""
         self._num_step_skipped += self._skips_flat_groups and not header.has_signal
         self._num_step_tokens += header.num_tokens
+        self._step_scored.append(header)
 
     def stepped(self, result: StepResult, headers: Sequence[GroupHeader], max_lag: int) -> None:
         """Write and show one step."""
@@ -96,10 +98,16 @@ class GrpoRecorder:
         }
         metrics[names.POLICY_LAG_MAX] = float(max_lag)
         metrics[names.REWARD_MEAN] = statistics.fmean(header.reward_mean for header in headers)
+        drawn, self._step_scored = self._step_scored or list(headers), []
+        metrics[names.SCORE_MEAN] = statistics.fmean(header.reward_mean for header in drawn)
+        for term in drawn[0].term_means:
+            metrics[names.reward_term_mean(term)] = statistics.fmean(
+                header.term_means[term] for header in drawn
+            )
         self._add_up()
         self._run.write_metrics(result.step, metrics)
         figures = {
-            "reward": f"{metrics[names.REWARD_MEAN]:.3f}",
+            "reward": f"{metrics[names.SCORE_MEAN]:.3f}",
             "samples/s": f"{metrics[names.END_TO_END_SAMPLES_PER_S]:.1f}",
             "lag": f"{max_lag}",
             "sync": f"{self._sync_seconds[-1]:.2f} s",

@@ -9,7 +9,6 @@ Nothing here knows Ray.
 """
 
 import asyncio
-import gc
 import logging
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -55,8 +54,16 @@ class RolloutEngine:
 
         requests = RequestMaker(settings, engine_id)
         arguments = AsyncEngineArgs(**engine_arguments(settings, requests.processor))
+
+        class Llm(AsyncLLM):
+            """vLLM's engine without its finaliser, which fails when the interpreter is going down; `close`
+            shuts the engine down."""
+
+            def __del__(self) -> None:
+                pass
+
         try:
-            llm = AsyncLLM.from_engine_args(arguments)
+            llm = Llm.from_engine_args(arguments)
         except RuntimeError as error:
             raise EngineDiedError(f"{engine_id}: the engine's process did not start: {error}") from error
         engine = cls(llm, requests, settings.initial_version)
@@ -140,10 +147,7 @@ class RolloutEngine:
         if self._is_open:
             self._is_open = False
             self._llm.shutdown()
-            # Its finaliser runs here (it stands in a reference cycle): at the interpreter's exit it would
-            # fail on modules that are gone.
             del self._llm
-            gc.collect()
 
     def _fail(self, failure: AlphaDriveError) -> None:
         if not self._failure.done():

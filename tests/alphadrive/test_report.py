@@ -47,7 +47,7 @@ def run(tmp_path):
     config.data.train = str(tmp_path / "gone")
     with RunFolder.create(config) as run:
         for step in range(1, 61):
-            metrics = {"critic/rewards/mean": step / 60, "reward/speed/mean": 0.5, "timing_s/step": 2.0}
+            metrics = {"critic/score/mean": step / 60, "reward/speed/mean": 0.5, "timing_s/step": 2.0}
             run.write_metrics(step, metrics)
         run.write_metrics(60, {"val/planning_accuracy": 0.75})
         run.write_summary({"grpo": {"planning_accuracy": 0.754321, "gain_ci95": [0.05, 0.125]}, "seed": 3})
