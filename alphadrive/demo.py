@@ -32,8 +32,8 @@ CONFIG = "demo"
 NUM_TRAIN, NUM_EVAL = 6000, 1000
 SFT_SHARE = 0.25
 PASS_AT_SAMPLES = 8
-SFT_RANKS = "learner.num_ranks=2"
-"""SFT has both cores for itself; in GRPO the engine has one of them."""
+SFT_LEARNER = ("learner.num_ranks=2", "learner.freeze_vision=false")
+"""SFT has both cores for itself (in GRPO the engine has one of them), and trains the vision tower too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ def _run_main_job(paths: DemoPaths, seed: int) -> None:
             _make_data(paths, seed)
         with _timed(seconds, "sft"):
             rows = int(NUM_TRAIN * SFT_SHARE)
-            _train("sft", paths, paths.sft.name, seed, f"data.num_rows={rows}", SFT_RANKS)
+            _train("sft", paths, paths.sft.name, seed, f"data.num_rows={rows}", *SFT_LEARNER)
         with _timed(seconds, "eval"):
             sft = _evaluate(config, paths.sft, paths, "eval-sft", f"--samples={PASS_AT_SAMPLES}")
         with _timed(seconds, "grpo"):
@@ -118,7 +118,7 @@ def _run_controls(paths: DemoPaths, seed: int) -> None:
         ("sft-equal-time", equal_time, "teacher"),
         ("sft-recorded", equal_time, "recorded"),
     ):
-        overrides = (f"sft.steps={steps}", f"sft.target={target}", SFT_RANKS)
+        overrides = (f"sft.steps={steps}", f"sft.target={target}", *SFT_LEARNER)
         trained(name, "sft", *overrides, samples=steps * config.sft.batch_size)
     samples = grpo_prompts * config.grpo.group_size
     trained("random-reward", "grpo", "rewards.variant=random", samples=samples)
