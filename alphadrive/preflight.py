@@ -16,6 +16,7 @@ from alphadrive.dataset_check import DatasetLengths, check_dataset
 from alphadrive.errors import ConfigError, DataError, ModelError
 from alphadrive.model_folder import num_parameters, read_json
 from alphadrive.model_source import model_folder_of
+from alphadrive.resources import shadowed_packages
 
 Stage = Literal["sft", "grpo", "eval", "debug"]
 
@@ -36,6 +37,7 @@ def check_run(config: Config, stage: Stage) -> RunCheck:
 
     Raises ModelError, DataError (with every problem of the dataset), ConfigError or ResourceError.
     """
+    _check_working_directory(stage)
     needs_eval = stage == "eval" or (stage != "sft" and config.eval.every_steps > 0)
     if needs_eval and config.data.eval is None:
         raise ConfigError(
@@ -68,6 +70,16 @@ def check_run(config: Config, stage: Stage) -> RunCheck:
         eval=eval_lengths,
         memory_bytes=memory_bytes,
     )
+
+
+def _check_working_directory(stage: Stage) -> None:
+    """Ray's workers import from the working directory first."""
+    shadowing = shadowed_packages(Path.cwd()) if stage in ("sft", "grpo") else []
+    if shadowing:
+        raise ConfigError(
+            f"{Path.cwd()}: has a package {shadowing[0]!r} of its own, which Ray's workers would import "
+            "instead of this project's; start the run from another folder (paths may be absolute)"
+        )
 
 
 def _check_lengths(config: Config, stage: str, lengths: DatasetLengths, key: str) -> None:

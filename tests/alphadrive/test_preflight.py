@@ -246,3 +246,14 @@ def test_disk_space_for_the_checkpoints_is_checked(tmp_path: Path) -> None:
     assert check_disk(config, 1_000_000) == 3 * 20 * 1_000_000
     with pytest.raises(ResourceError, match=r"keep_last=2 \+ 1 being written, x 41.0 GiB = 122.9 GiB needed"):
         check_disk(config, TWO_BILLION, free_bytes=100 * GIB)
+
+
+def test_a_folder_with_a_package_of_our_name_is_no_place_to_start_from(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs" / "rewards").mkdir(parents=True)
+    (tmp_path / "theirs" / "rewards" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path / "theirs")
+    check_run(config, "eval")
+    with pytest.raises(ConfigError, match="a package 'rewards' of its own"):
+        check_run(config, "grpo")
