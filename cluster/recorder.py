@@ -99,6 +99,7 @@ class GrpoRecorder:
         metrics[names.POLICY_LAG_MAX] = float(max_lag)
         metrics[names.REWARD_MEAN] = statistics.fmean(header.reward_mean for header in headers)
         drawn, self._step_scored = self._step_scored or list(headers), []
+        metrics[names.ZERO_VARIANCE_SHARE] = statistics.fmean(not header.has_signal for header in drawn)
         metrics[names.SCORE_MEAN] = statistics.fmean(header.reward_mean for header in drawn)
         for term in drawn[0].term_means:
             metrics[names.reward_term_mean(term)] = statistics.fmean(
