@@ -98,7 +98,7 @@ def _run_controls(paths: DemoPaths, seed: int) -> None:
     config = load_config(CONFIG)
     summary = _read_json(paths.run / "summary.json")
     sft_run = _read_json(paths.sft / "summary.json")
-    grpo_prompts = config.grpo.steps * config.grpo.groups_per_step
+    grpo_prompts = summary["grpo"]["samples"] // config.grpo.group_size
     sft_rate = sft_run["sft"]["samples_per_s"]
     equal_prompts = math.ceil(grpo_prompts / config.sft.batch_size)
     equal_time = max(1, round(summary["grpo"]["loop_seconds"] * sft_rate / config.sft.batch_size))
