@@ -57,6 +57,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     )
     for name in ("absl", "filelock", "httpx", "urllib3", "vllm"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)
     command: Command = args.run
     try:
         return command(args)

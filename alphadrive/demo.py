@@ -10,6 +10,7 @@ what else could explain the gain.
 import argparse
 import json
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -24,16 +25,17 @@ from rich.table import Table
 
 from alphadrive.atomic import write_json
 from alphadrive.config import Config, load_config
-from alphadrive.errors import AlphaDriveError, RunFolderError
+from alphadrive.errors import AlphaDriveError, DataError, RunFolderError
 from alphadrive.metrics import paired_difference
 from alphadrive.report import write_report
 
 CONFIG = "demo"
 NUM_TRAIN, NUM_EVAL = 6000, 1000
 SFT_SHARE = 0.25
-PASS_AT_SAMPLES = 8
-SFT_LEARNER = ("learner.num_ranks=2", "learner.freeze_vision=false")
-"""SFT has both cores for itself (in GRPO the engine has one of them), and trains the vision tower too."""
+PASS_AT = ("--samples=8", "--sample-rows=400")
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SFT_RANKS = "learner.num_ranks=2"
+"""SFT has both cores for itself; in GRPO the engine has one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +73,13 @@ def _run_main_job(paths: DemoPaths, seed: int) -> None:
             _make_data(paths, seed)
         with _timed(seconds, "sft"):
             rows = int(NUM_TRAIN * SFT_SHARE)
-            _train("sft", paths, paths.sft.name, seed, f"data.num_rows={rows}", *SFT_LEARNER)
+            _train("sft", paths, paths.sft.name, seed, f"data.num_rows={rows}", SFT_RANKS)
         with _timed(seconds, "eval"):
-            sft = _evaluate(config, paths.sft, paths, "eval-sft", f"--samples={PASS_AT_SAMPLES}")
+            sft = _evaluate(config, paths.sft, paths, "eval-sft", *PASS_AT)
         with _timed(seconds, "grpo"):
             _train("grpo", paths, paths.run.name, seed, f"model.path={paths.sft}")
         with _timed(seconds, "eval"):
-            grpo = _evaluate(config, paths.run, paths, "eval-grpo", f"--samples={PASS_AT_SAMPLES}")
+            grpo = _evaluate(config, paths.run, paths, "eval-grpo", *PASS_AT)
     seconds["total"] = sum(seconds.values())
     summary = _read_json(paths.run / "summary.json")
     gain, interval = paired_difference(sft.correct, grpo.correct, seed)
@@ -118,7 +120,7 @@ def _run_controls(paths: DemoPaths, seed: int) -> None:
         ("sft-equal-time", equal_time, "teacher"),
         ("sft-recorded", equal_time, "recorded"),
     ):
-        overrides = (f"sft.steps={steps}", f"sft.target={target}", *SFT_LEARNER)
+        overrides = (f"sft.steps={steps}", f"sft.target={target}", SFT_RANKS)
         trained(name, "sft", *overrides, samples=steps * config.sft.batch_size)
     samples = grpo_prompts * config.grpo.group_size
     trained("random-reward", "grpo", "rewards.variant=random", samples=samples)
@@ -146,6 +148,7 @@ class _Outcome:
         figures = {name: self.greedy[name] for name in kept}
         if self.variety:
             figures["pass_at_8"] = self.variety["pass_at_k"]
+            figures["pass_at_8_rows"] = self.variety["num_rows"]
         return figures
 
 
@@ -165,17 +168,26 @@ def _read_eval(folder: Path) -> _Outcome:
 def _make_data(paths: DemoPaths, seed: int) -> None:
     for split, count in (("train", NUM_TRAIN), ("eval", NUM_EVAL)):
         folder = paths.data / split
-        if not _is_made(folder, count):
+        if not _is_made(folder, count, f"world-{split}-{seed}-000000"):
             _command(
                 "data", "synth", f"--out={folder}", f"--num={count}", f"--seed={seed}", f"--split={split}"
             )
 
 
-def _is_made(folder: Path, count: int) -> bool:
-    """Whether the scenes are there from an earlier run; a folder that is damaged is an error."""
+def _is_made(folder: Path, count: int, first_id: str) -> bool:
+    """Whether the scenes are there from an earlier run. Raises DataError for a folder that is damaged or
+    holds anything else, for example the scenes of another version of the world."""
     from alphadrive.data.parquet import DrivingDataset
+    from alphadrive.world.dataset import SOURCE
 
-    return folder.is_dir() and any(folder.iterdir()) and len(DrivingDataset(folder)) == count
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return False
+    dataset = DrivingDataset(folder)
+    first = dataset.record(0)
+    found, expected = (len(dataset), first.query_id, first.source), (count, first_id, SOURCE)
+    if found != expected:
+        raise DataError(f"{folder}: holds (rows, first id, source) {found}, expected {expected}; remove it")
+    return True
 
 
 def _train(stage: str, paths: DemoPaths, name: str, seed: int, *overrides: str) -> None:
@@ -205,13 +217,21 @@ def _command(*arguments: str) -> None:
     """Run an `alphadrive` command as a process of its own, its output on this screen."""
     shown = f"alphadrive {' '.join(arguments)}"
     print(f"\n$ {shown}", flush=True)
-    done = subprocess.run([sys.executable, "-m", "alphadrive.cli", *arguments], check=False)
-    if done.returncode == 130:
+    # A process group of its own: Ctrl-C reaches this process alone, which passes it on once and waits for
+    # the orderly end (subprocess.run would kill the command a quarter of a second later).
+    process = subprocess.Popen([sys.executable, "-m", "alphadrive.cli", *arguments], process_group=0)
+    before = {
+        number: signal.signal(number, lambda *_: process.send_signal(signal.SIGINT)) for number in STOPPING
+    }
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code == 130:
         raise KeyboardInterrupt
-    if done.returncode:
-        raise AlphaDriveError(
-            f"`alphadrive {' '.join(arguments)}` ended with exit code {done.returncode}; see above"
-        )
+    if code:
+        raise AlphaDriveError(f"`{shown}` ended with exit code {code}; see above")
 
 
 @contextmanager
@@ -238,7 +258,7 @@ def _print_demo(summary: dict[str, Any], paths: DemoPaths) -> None:
         table.add_column(column, justify="left" if not column else "right")
     for label, key in (
         ("accuracy", "planning_accuracy"),
-        ("pass@8", "pass_at_8"),
+        (f"pass@8 ({sft['pass_at_8_rows']} scenes)", "pass_at_8"),
         ("invalid", "invalid_rate"),
     ):
         table.add_row(label, _points(sft[key]), _points(grpo[key]))

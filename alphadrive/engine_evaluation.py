@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 class EvalOptions:
     """What to evaluate and how. `model` may be a model folder, hub id, `tiny`, a checkpoint or a run.
 
-    `samples` K > 0 also draws K answers a row at temperature 1 (pass@K). `images` are the modes of
+    `samples` K > 0 also draws K answers a row at temperature 1 (pass@K), for the first `sample_rows` rows
+    (all when None). `images` are the modes of
     `alphadrive.image_controls`, evaluated one after another by one engine.
     """
 
@@ -40,6 +41,7 @@ class EvalOptions:
     revision: str | None = None
     num_rows: int | None = None
     samples: int = 0
+    sample_rows: int | None = None
     images: tuple[str, ...] = ("real",)
     seed: int = 0
     device: str = "cpu"
@@ -54,10 +56,11 @@ class EvalOptions:
         unknown = set(self.images) - set(IMAGE_MODES)
         if unknown or not self.images:
             raise ConfigError(f"image modes {self.images}: expected some of {', '.join(IMAGE_MODES)}")
-        if self.samples < 0 or (self.num_rows is not None and self.num_rows < 1):
+        rows = [count for count in (self.num_rows, self.sample_rows) if count is not None]
+        if self.samples < 0 or min(rows, default=1) < 1:
             raise ConfigError(
-                f"--samples {self.samples} --num-rows {self.num_rows}: expected 0 or more samples and 1 or "
-                "more rows"
+                f"--samples {self.samples} --num-rows {self.num_rows} --sample-rows {self.sample_rows}: "
+                "expected 0 or more samples and 1 or more rows"
             )
 
 
@@ -138,7 +141,9 @@ async def evaluate_with(
     result = await evaluate(answer, dataset, max_concurrency=in_flight, on_answer=on_answer)
     variety = None
     if options.samples:
-        variety = await evaluate_samples(sample, dataset, max_concurrency=in_flight, on_answer=on_answer)
+        variety = await evaluate_samples(
+            sample, dataset, options.sample_rows, max_concurrency=in_flight, on_answer=on_answer
+        )
     return EvalReport(image=image, greedy=result, variety=variety)
 
 

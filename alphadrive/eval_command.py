@@ -36,6 +36,9 @@ def add_eval_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
         "--samples", type=int, default=0, metavar="K", help="also draw K answers a row: pass@K (default: 0)"
     )
     parser.add_argument(
+        "--sample-rows", type=int, metavar="N", help="draw them for the first N rows only (default: all)"
+    )
+    parser.add_argument(
         "--image",
         choices=IMAGE_MODES,
         action="append",
@@ -75,6 +78,7 @@ def run_eval(args: argparse.Namespace) -> int:
         revision=args.revision,
         num_rows=args.num_rows,
         samples=args.samples,
+        sample_rows=args.sample_rows,
         images=tuple(dict.fromkeys(args.image or IMAGE_MODES[:1])),
         seed=args.seed,
         device=device,
@@ -87,7 +91,8 @@ def run_eval(args: argparse.Namespace) -> int:
     )
     check_run(_as_config(options), "eval")
     num_rows = len(DrivingDataset(options.data, options.num_rows))
-    with answer_progress(num_rows * len(options.images) * (2 if options.samples else 1)) as on_answer:
+    sampled_rows = min(num_rows, options.sample_rows or num_rows) if options.samples else 0
+    with answer_progress((num_rows + sampled_rows) * len(options.images)) as on_answer:
         reports = asyncio.run(evaluate_model(options, on_answer))
     print_eval(options, reports, majority_of(options))
     if args.out is not None:

@@ -56,7 +56,7 @@ def _summary_table(options: "EvalOptions", report: "EvalReport", majority: tuple
     ]
     if variety is not None:
         rows += [
-            (f"pass@{variety.num_samples} (temperature 1)", variety.pass_at_k),
+            (f"pass@{variety.num_samples} (temperature 1, {variety.num_rows} rows)", variety.pass_at_k),
             ("accuracy of one sample", variety.sample_accuracy),
         ]
     for name, value in rows:

@@ -153,6 +153,7 @@ class VarietyMetrics:
     `distinct_acceptable`: mean number of different plans, and of different acceptable ones, a query.
     """
 
+    num_rows: int
     num_samples: int
     pass_at_k: float
     sample_accuracy: float
@@ -170,6 +171,7 @@ def variety_metrics(samples: Sequence[tuple[DrivingQuery, Sequence[str]]]) -> Va
     plans = [{judgement.plan for judgement in row if judgement.plan is not None} for row in judged]
     good = [{judgement.plan for judgement in row if judgement.is_acceptable} for row in judged]
     return VarietyMetrics(
+        num_rows=len(samples),
         num_samples=len(flat) // len(judged),
         pass_at_k=_share(bool(row) for row in good),
         sample_accuracy=_share(judgement.is_acceptable for judgement in flat),

@@ -9,10 +9,13 @@
       rollouts/*.parquet   see `alphadrive.rollout_writer`
       checkpoints/         see `alphadrive.checkpoints`
       report.html          see `alphadrive.report`
+      .lock                held by the process that writes the run
 
-One process (the driver) holds a `RunFolder`; reward workers hold a `RolloutWriter` on `rollouts`.
+One process (the driver) holds a `RunFolder`, and the lock in it; reward workers hold a `RolloutWriter`
+on `rollouts`.
 """
 
+import fcntl
 import json
 import logging
 import math
@@ -21,13 +24,15 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 from alphadrive.atomic import write_json
 from alphadrive.checkpoints import Checkpoint, CheckpointStore
 from alphadrive.config import Config, get_key, load_config, save_config, valid_keys
 from alphadrive.errors import RunFolderError
 from alphadrive.trackers import Tracker, trackers_for
+
+LOCK_FILE = ".lock"
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +46,7 @@ class RunFolder:
         self.config = config
         self.checkpoints = CheckpointStore(path / "checkpoints", config.checkpoint.keep_last)
         self._trackers: list[Tracker] = []
+        self._lock: IO[str] | None = None
 
     @classmethod
     def create(cls, config: Config, resume: bool = False, overwrite: bool = False) -> Self:
@@ -48,20 +54,31 @@ class RunFolder:
 
         `resume` goes on in an existing folder, and starts one where there is none, so that a scheduler
         can repeat the same command. `overwrite` removes an existing run first. Raises RunFolderError
-        when the folder exists and neither is given, when both are, or when it is no run's folder.
+        when the folder exists and neither is given, when both are, when it is no run's folder, or when
+        another process is writing this run.
         """
         path = Path(config.run.root) / config.run.name
         if resume and overwrite:
             raise RunFolderError(f"{path}: --resume and --overwrite exclude each other; give one")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            _make_way(path, config, resume=resume, overwrite=overwrite)
+        if path.exists() and not _is_run_or_empty(path):
+            raise RunFolderError(
+                f"{path}: exists, but is no run folder (no config.yaml in it); choose another run.name"
+            )
+        lock = _take_lock(path)
         try:
+            if _entries(path):
+                _make_way(path, config, resume=resume, overwrite=overwrite)
             for folder in (path, path / "rollouts", path / "checkpoints"):
                 folder.mkdir(parents=True, exist_ok=True)
             save_config(config, path / "config.yaml")
         except OSError as error:
+            lock.close()
             raise RunFolderError(f"{path}: cannot write the run folder: {error}") from error
+        except BaseException:
+            lock.close()
+            raise
         run = cls(path, config)
+        run._lock = lock
         _end_last_line(run.metrics_path)
         run._trackers = trackers_for(config.run, path, config.run.name)
         return run
@@ -121,9 +138,11 @@ class RunFolder:
         return self.checkpoints.latest()
 
     def close(self) -> None:
-        """Flush and close the trackers. Safe to call twice."""
+        """Flush and close the trackers, give up the lock. Safe to call twice."""
         while self._trackers:
             self._trackers.pop().close()
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> Self:
         return self
@@ -147,18 +166,47 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
     return [merged[step] for step in sorted(merged)]
 
 
+def _entries(path: Path) -> list[Path]:
+    """What lies in a run folder, the lock aside."""
+    return [entry for entry in path.iterdir() if entry.name != LOCK_FILE]
+
+
+def _is_run_or_empty(path: Path) -> bool:
+    return path.is_dir() and ((path / "config.yaml").is_file() or not _entries(path))
+
+
+def _take_lock(path: Path) -> IO[str]:
+    """Make the folder and hold its lock for as long as the returned file is open; the system gives it
+    up when the process dies, however it dies."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / LOCK_FILE).open("a", encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot write the run folder: {error}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise RunFolderError(
+            f"{path}: another process is writing this run; wait for it, stop it, or choose another run.name"
+        ) from None
+    except OSError as error:
+        log.warning("%s: this file system has no locks (%s); start this run only once", path, error)
+    return file
+
+
 def _make_way(path: Path, config: Config, *, resume: bool, overwrite: bool) -> None:
     if not resume and not overwrite:
         raise RunFolderError(
             f"{path}: this run folder exists; go on with it by --resume, replace it by --overwrite, "
             "or choose another run.name"
         )
-    if not (path / "config.yaml").is_file():
-        raise RunFolderError(
-            f"{path}: exists, but is no run folder (no config.yaml in it); choose another run.name"
-        )
     if overwrite:
-        shutil.rmtree(path)
+        for entry in _entries(path):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
         return
     before = load_config(str(path / "config.yaml"))
     for key in valid_keys():

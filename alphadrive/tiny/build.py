@@ -2,8 +2,19 @@
 
 import argparse
 import json
+from typing import TypedDict
 
 from alphadrive.errors import ModelError
+
+
+class _Settings(TypedDict):
+    num_scenes: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+SETTINGS = _Settings(num_scenes=60_000, steps=2600, batch_size=128, learning_rate=3e-3)
 
 
 def run_build(args: argparse.Namespace) -> None:
@@ -14,5 +25,5 @@ def run_build(args: argparse.Namespace) -> None:
         )
     from alphadrive.tiny.pretrain import build
 
-    figures = build(args.out, num_scenes=24_000, steps=800, batch_size=64, learning_rate=2e-3, seed=args.seed)
+    figures = build(args.out, **SETTINGS, seed=args.seed)
     print(json.dumps(figures, indent=2))

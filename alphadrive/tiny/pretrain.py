@@ -1,9 +1,11 @@
 """Teach the tiny model to see: describe rendered scenes, and nothing about planning.
 
-Plain torch: one process, scenes rendered once by worker processes into a memory-mapped file, then
-a few epochs of next-token prediction on the description. The prompt is moved a random distance away
-from the image, and the description from the prompt (their positions, not their tokens), so that the
-model looks and reads just as well from behind a long planning prompt.
+Plain torch: scenes rendered once by worker processes into a memory-mapped file, then a few epochs of
+next-token prediction on the description by two single-threaded processes that average their
+gradients (on two cores 1.5 times as fast as one process with two threads, the matrices being small).
+The prompt is moved a random distance away from the image, and the description from the prompt (their
+positions, not their tokens), so that the model looks and reads just as well from behind a long
+planning prompt.
 """
 
 import json
@@ -18,6 +20,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration
 
 from alphadrive.tiny.model import build_model, save_folder
@@ -26,6 +30,10 @@ from alphadrive.world.dataset import scene_seed
 from alphadrive.world.describe import describe, describe_prompt
 from alphadrive.world.render import HEIGHT, WIDTH, render
 from alphadrive.world.sampling import sample_scene
+
+NUM_HELD_OUT = 1000
+NUM_RANKS = 2
+"""Processes that train together: a constant, so that the result does not depend on the machine's cores."""
 
 PATCH, MERGE = 14, 2
 GRID = (1, HEIGHT // PATCH, WIDTH // PATCH)
@@ -58,15 +66,25 @@ def build(
     `out/figures.json`: share of held-out scenes in which each field of the description is right."""
     started = time.monotonic()
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed)
     with TemporaryDirectory() as scratch:
         images, samples = _render_all(num_scenes, seed, "base", Path(scratch))
-        _train(model, tokenizer, images, samples, steps, batch_size, learning_rate, seed, out)
-        images, samples = _render_all(1000, seed, "base-held-out", Path(scratch))
+        job = _Job(
+            images=Path(scratch) / "base.raw",
+            samples=samples,
+            meeting_point=f"file://{scratch}/ranks",
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            out=out,
+        )
+        mp.spawn(_train_rank, (job,), nprocs=NUM_RANKS)
+        model = Qwen2VLForConditionalGeneration.from_pretrained(out, dtype=torch.float32)
+        images, samples = _render_all(NUM_HELD_OUT, seed, "base-held-out", Path(scratch))
         accuracy = field_accuracy(model, tokenizer, images, samples)
     figures: dict[str, object] = {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "scenes": num_scenes,
+        "num_scenes": num_scenes,
         "steps": steps,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -74,7 +92,6 @@ def build(
         "minutes": round((time.monotonic() - started) / 60, 1),
         "field_accuracy": {name: round(value, 3) for name, value in accuracy.items()},
     }
-    save_folder(model, tokenizer, out)
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     return figures
 
@@ -180,30 +197,43 @@ def _optimizers(model: Qwen2VLForConditionalGeneration, learning_rate: float) ->
     ]
 
 
-def _train(
-    model: Qwen2VLForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerFast,
-    images: np.ndarray,
-    samples: list[Sample],
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    out: Path,
-) -> None:
-    rng = np.random.default_rng(seed)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What every training process is told. `batch_size` is that of all ranks together."""
+
+    images: Path
+    samples: list[Sample]
+    meeting_point: str
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    out: Path
+
+
+def _train_rank(rank: int, job: _Job) -> None:
+    """Train as one of `NUM_RANKS` processes; rank 0 writes the model to `job.out`."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=job.meeting_point, rank=rank, world_size=NUM_RANKS)
+    num_scenes = len(job.samples)
+    images: np.ndarray = np.memmap(job.images, mode="r", dtype=np.uint8, shape=(num_scenes, HEIGHT, WIDTH, 3))
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, job.seed)
     batches = _Batches(model, tokenizer)
-    optimizers = _optimizers(model, learning_rate)
-    warmup = max(1, steps // 50)
+    optimizers = _optimizers(model, job.learning_rate)
+    warmup = max(1, job.steps // 50)
 
     def share(step: int) -> float:
-        return min((step + 1) / warmup, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        return min((step + 1) / warmup, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / job.steps)))
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, share) for optimizer in optimizers]
+    order = _indices(num_scenes, job.batch_size, np.random.default_rng(job.seed))
+    rng = np.random.default_rng([job.seed, rank])
     started, running = time.monotonic(), 0.0
     model.train()
-    for step, chosen in zip(range(1, steps + 1), _indices(len(images), batch_size, rng), strict=False):
-        batch = batches.make([samples[index] for index in chosen], rng)
+    for step, batch_indices in zip(range(1, job.steps + 1), order, strict=False):
+        chosen = batch_indices[rank::NUM_RANKS]
+        batch = batches.make([job.samples[index] for index in chosen], rng)
         labels = batch.pop("labels")
         jitter = rng.uniform(0.9, 1.1, (len(chosen), 1, 1, 1)).astype(np.float32)
         pixels = np.clip(images[chosen] * jitter, 0, 255)
@@ -213,17 +243,28 @@ def _train(
         loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:][wanted])
         model.zero_grad(set_to_none=True)
         loss.backward()
+        _average_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()
         running = loss.item() if step == 1 else 0.98 * running + 0.02 * loss.item()
-        if step % 50 == 0 or step == steps:
-            rate = step * batch_size / (time.monotonic() - started)
-            print(f"step {step}/{steps}  loss {running:.4f}  {rate:.0f} samples/s", flush=True)
-        if step % 500 == 0:
-            save_folder(model, tokenizer, out)
-    model.eval()
+        if rank == 0 and (step % 50 == 0 or step == job.steps):
+            rate = step * job.batch_size / (time.monotonic() - started)
+            print(f"step {step}/{job.steps}  loss {running:.4f}  {rate:.0f} samples/s", flush=True)
+    if rank == 0:
+        save_folder(model, tokenizer, job.out)
+    dist.destroy_process_group()
+
+
+def _average_gradients(model: torch.nn.Module) -> None:
+    """Replace each gradient by its mean over the ranks, in one message."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= NUM_RANKS
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def field_accuracy(

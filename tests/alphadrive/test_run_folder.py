@@ -3,12 +3,14 @@
 import json
 import logging
 import math
+import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from alphadrive.config import Config, load_config
+from alphadrive.config import Config, load_config, save_config
 from alphadrive.errors import ConfigError, RunFolderError
 from alphadrive.rollout_writer import RolloutWriter
 from alphadrive.run_folder import RunFolder, read_metrics
@@ -117,7 +119,7 @@ def test_summary_and_status_are_whole_json(config):
         with pytest.raises(ValueError, match="not JSON compliant"):
             run.write_summary({"gain": math.nan})
         assert json.loads(run.summary_path.read_text()) == {"grpo": {"gain": 0.1}}
-        assert not list(run.path.glob(".*"))
+        assert [path.name for path in run.path.glob(".*")] == [".lock"]
 
 
 def test_tensorboard_holds_the_same_numbers_and_needs_no_torch(config):
@@ -207,3 +209,31 @@ def test_slow_trickle_is_written_by_time(tmp_path):
     writer.write(scored_group(0))
     writer.write(scored_group(1))
     assert pq.read_table(tmp_path)["ticket"].to_pylist() == [0, 1]
+
+
+def test_run_that_another_process_writes_is_refused(config):
+    hold = (
+        "import sys; from alphadrive.config import load_config; from alphadrive.run_folder import RunFolder\n"
+        "run = RunFolder.create(load_config(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
+    written = Path(config.run.root).parent / "config.yaml"
+    save_config(config, written)
+    command = [sys.executable, "-c", hold, str(written)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        for way in ({"overwrite": True}, {"resume": True}):
+            with pytest.raises(RunFolderError, match="another process is writing this run"):
+                RunFolder.create(config, **way)
+        assert (Path(config.run.root) / "run" / "config.yaml").is_file()
+        holder.kill()
+        holder.wait()
+        RunFolder.create(config, overwrite=True).close()
+
+
+def test_folder_that_is_no_run_is_left_alone(config):
+    folder = Path(config.run.root) / "run"
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("three years")
+    with pytest.raises(RunFolderError, match="no run folder"):
+        RunFolder.create(config, overwrite=True)
+    assert [entry.name for entry in folder.iterdir()] == ["thesis.txt"]
