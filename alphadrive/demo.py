@@ -180,7 +180,7 @@ def _is_made(folder: Path, count: int, first_id: str) -> bool:
     from alphadrive.data.parquet import DrivingDataset
     from alphadrive.world.dataset import SOURCE
 
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not any(folder.glob("*.parquet")):
         return False
     dataset = DrivingDataset(folder)
     first = dataset.record(0)

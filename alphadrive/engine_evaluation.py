@@ -56,12 +56,13 @@ class EvalOptions:
         unknown = set(self.images) - set(IMAGE_MODES)
         if unknown or not self.images:
             raise ConfigError(f"image modes {self.images}: expected some of {', '.join(IMAGE_MODES)}")
-        rows = [count for count in (self.num_rows, self.sample_rows) if count is not None]
-        if self.samples < 0 or min(rows, default=1) < 1:
-            raise ConfigError(
-                f"--samples {self.samples} --num-rows {self.num_rows} --sample-rows {self.sample_rows}: "
-                "expected 0 or more samples and 1 or more rows"
-            )
+        for name, count, least in (
+            ("--num-rows", self.num_rows, 1),
+            ("--samples", self.samples, 0),
+            ("--sample-rows", self.sample_rows, 1),
+        ):
+            if count is not None and count < least:
+                raise ConfigError(f"{name} {count}: expected {least} or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,13 +40,7 @@ def main(seeds: list[int]) -> None:
         ["invalid answers, SFT / GRPO", *_each(_invalid, sft, grpo)],
         ["the most frequent plan, always", *(_percent(summaries[seed]["majority"]) for seed in seeds)],
     )
-    controls = [_read(run / "controls.json") for run in runs.values()]
-    lines: list[list[str]] = []
-    for name, label in NAMES.items():
-        rows = [control[name] for control in controls]
-        samples = " / ".join(f"{row['samples']:,}" for row in rows if "samples" in row)
-        lines.append([label, samples, *(f"{_accuracy(row)}; {_gain(row)}" for row in rows)])
-    _table(["control: accuracy; gain over the SFT checkpoint", "samples", *heads], *lines)
+    _print_controls(heads, [run / "controls.json" for run in runs.values()])
     _table(
         ["", *heads],
         ["samples seen by SFT", *(f"{row['samples']:,}" for row in sft)],
@@ -62,6 +56,19 @@ def main(seeds: list[int]) -> None:
         ["total", *(f"{summaries[seed]['seconds']['total'] / 60:.1f} min" for seed in seeds)],
         ["resident memory, at most", *(f"{summaries[s]['peak_rss_bytes'] / 2**30:.1f} GiB" for s in seeds)],
     )
+
+
+def _print_controls(heads: list[str], paths: list[Path]) -> None:
+    if not all(path.is_file() for path in paths):
+        print("(no table of controls: `alphadrive demo --controls` has not been run for every seed)\n")
+        return
+    controls = [_read(path) for path in paths]
+    lines: list[list[str]] = []
+    for name, label in NAMES.items():
+        rows = [control[name] for control in controls]
+        samples = " / ".join(f"{row['samples']:,}" for row in rows if "samples" in row)
+        lines.append([label, samples, *(f"{_accuracy(row)}; {_gain(row)}" for row in rows)])
+    _table(["control: accuracy; gain over the SFT checkpoint", "samples", *heads], *lines)
 
 
 def _read(path: Path) -> Row:

@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import os
 import random
+import signal
 from collections.abc import Iterator
 
 from alphadrive.data.records import DrivingRecord, ImageRecord
@@ -36,8 +37,12 @@ def synthesize(num: int, seed: int, split: str, num_processes: int | None = None
     if processes == 1:
         yield from map(_record, tasks)
         return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, _leave_ctrl_c_to_parent) as pool:
         yield from pool.imap(_record, tasks, chunksize=_CHUNK)
+
+
+def _leave_ctrl_c_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _record(task: tuple[int, int, str]) -> DrivingRecord:
