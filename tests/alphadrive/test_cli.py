@@ -69,7 +69,8 @@ def test_wrong_configuration_is_refused_before_any_work(
     ("arguments", "message"),
     [
         ("--num-rows 0", "--num-rows 0: expected"),
-        ("--samples -1", "--samples -1"),
+        ("--samples -1", "--samples -1: expected 0 or more"),
+        ("--samples 2 --sample-rows 0", "--sample-rows 0: expected 1 or more"),
     ],
 )
 def test_eval_refuses_counts_that_make_no_sense(capsys, arguments, message):
