@@ -194,7 +194,8 @@ def _write_end(attempt: Attempt, ledger: QueryLedger) -> None:
     if ledger.has_no_signal:
         reason = (
             "a whole epoch ended without one group whose rewards differ: there is nothing to learn from "
-            "(raise grpo.temperature or grpo.group_size, or start from another model)"
+            "(a model that has never seen the answer format needs `alphadrive sft` first; otherwise raise "
+            "grpo.temperature or grpo.group_size)"
         )
         attempt.status.write(status="no_signal", reason=reason)
         attempt.progress.say(f"no_signal: {reason}")
