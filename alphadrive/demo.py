@@ -107,11 +107,12 @@ def _run_controls(paths: DemoPaths, seed: int) -> None:
     baseline = _read_eval(paths.sft / "eval-sft")
     controls: dict[str, Any] = {}
 
-    def trained(name: str, stage: str, *overrides: str, samples: int) -> None:
+    def trained(name: str, stage: str, *overrides: str) -> None:
         run_name = f"{paths.run.name}-{name}"
         _train(stage, paths, run_name, seed, f"model.path={paths.sft}", *overrides)
         outcome = _evaluate(config, paths.run.with_name(run_name), paths, f"eval-{name}")
         difference, interval = paired_difference(baseline.correct, outcome.correct, seed)
+        samples = _read_json(paths.run.with_name(run_name) / "summary.json")[stage]["samples"]
         gained = {"gain": difference, "gain_ci95": list(interval), "samples": samples}
         controls[name] = outcome.figures() | gained
 
@@ -121,9 +122,8 @@ def _run_controls(paths: DemoPaths, seed: int) -> None:
         ("sft-recorded", equal_time, "recorded"),
     ):
         overrides = (f"sft.steps={steps}", f"sft.target={target}", SFT_RANKS)
-        trained(name, "sft", *overrides, samples=steps * config.sft.batch_size)
-    samples = grpo_prompts * config.grpo.group_size
-    trained("random-reward", "grpo", "rewards.variant=random", samples=samples)
+        trained(name, "sft", *overrides)
+    trained("random-reward", "grpo", "rewards.variant=random")
     for image in ("blank", "shuffle"):
         outcome = _evaluate(config, paths.run, paths, f"eval-{image}", f"--image={image}")
         difference, interval = paired_difference(baseline.correct, outcome.correct, seed)

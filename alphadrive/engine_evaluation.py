@@ -32,8 +32,8 @@ class EvalOptions:
     """What to evaluate and how. `model` may be a model folder, hub id, `tiny`, a checkpoint or a run.
 
     `samples` K > 0 also draws K answers a row at temperature 1 (pass@K), for the first `sample_rows` rows
-    (all when None). `images` are the modes of
-    `alphadrive.image_controls`, evaluated one after another by one engine.
+    (all when None). `images` are the modes of `alphadrive.image_controls`, evaluated one after another
+    by one engine.
     """
 
     model: str

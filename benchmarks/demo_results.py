@@ -36,7 +36,10 @@ def main(seeds: list[int]) -> None:
         ["SFT checkpoint", *(_accuracy(row) for row in sft)],
         ["**GRPO**", *(_accuracy(row) for row in grpo)],
         ["**gain of GRPO**", *(_gain(row) for row in grpo)],
-        ["pass@8 at temperature 1, SFT / GRPO", *_each(_pass_at_8, sft, grpo)],
+        [
+            f"pass@8 at temperature 1, SFT / GRPO ({sft[0]['pass_at_8_rows']} scenes)",
+            *_each(_pass_at_8, sft, grpo),
+        ],
         ["invalid answers, SFT / GRPO", *_each(_invalid, sft, grpo)],
         ["the most frequent plan, always", *(_percent(summaries[seed]["majority"]) for seed in seeds)],
     )

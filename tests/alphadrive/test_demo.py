@@ -17,7 +17,7 @@ from alphadrive.config import load_config, save_config
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.vllm]
 
-ISSUED_KEYS = [
+SUMMARY_KEYS = [
     "sft.planning_accuracy",
     "grpo.planning_accuracy",
     "grpo.gain",
@@ -64,11 +64,13 @@ def test_demo_and_controls_report_every_figure(small_demo, capfd):
     shown = capfd.readouterr().out
     assert "Planning accuracy on 12 held-out scenes" in shown
     summary = OmegaConf.create(json.loads((small_demo / "runs/demo/summary.json").read_text()))
-    missing = [key for key in ISSUED_KEYS if OmegaConf.select(summary, key) is None]
+    missing = [key for key in SUMMARY_KEYS if OmegaConf.select(summary, key) is None]
     assert not missing
     assert run_command(["demo", "--controls"]) == 0
     controls = json.loads((small_demo / "runs/demo/controls.json").read_text())
     assert set(controls) == CONTROLS
+    drawn = json.loads((small_demo / "runs/demo-random-reward/summary.json").read_text())
+    assert controls["random-reward"]["samples"] == drawn["grpo"]["samples"]
 
 
 def test_ctrl_c_to_the_demo_alone_ends_everything_in_order(small_demo):
