@@ -23,7 +23,7 @@ def add_eval_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
         "eval",
         help="planning accuracy of a model on a dataset (greedy, strict parse)",
         description="Answer every row greedily on a vLLM engine and judge the answers strictly.",
-        epilog="example: alphadrive eval runs/demo/grpo data/demo/test --num-rows 200 --samples 8",
+        epilog="example: alphadrive eval runs/demo data/demo/eval --max-pixels 25088 --samples 8",
     )
     parser.add_argument(
         "model", metavar="MODEL", help="a run, a checkpoint, a model folder, 'tiny', or a hub id"

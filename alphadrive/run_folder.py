@@ -28,7 +28,8 @@ from typing import IO, Self
 
 from alphadrive.atomic import write_json
 from alphadrive.checkpoints import Checkpoint, CheckpointStore
-from alphadrive.config import Config, get_key, load_config, save_config, valid_keys
+from alphadrive.config import Config, load_config, save_config, valid_keys
+from alphadrive.config_checks import get_key
 from alphadrive.errors import RunFolderError
 from alphadrive.trackers import Tracker, trackers_for
 

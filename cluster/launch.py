@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alphadrive.checkpoints import Checkpoint
-from alphadrive.config import Config, check_config
+from alphadrive.config import Config
+from alphadrive.config_checks import check_config
 from alphadrive.errors import CheckpointError
 from alphadrive.preflight import check_run
 from alphadrive.run_folder import RunFolder

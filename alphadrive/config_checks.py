@@ -1,0 +1,143 @@
+"""Checks of a configuration: ranges of single values, and what spans several keys.
+
+Pure; called by `alphadrive.config.load_config`. Every problem is found before anything is raised.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from alphadrive.errors import ConfigError
+
+if TYPE_CHECKING:
+    from alphadrive.config import Config
+
+
+def check_config(config: "Config") -> None:
+    """Check values and combinations. Raises ConfigError with every problem found, one a line."""
+    problems = [*_range_problems(config), *_arithmetic_problems(config)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+_AT_LEAST_ONE = [
+    "grpo.steps",
+    "grpo.groups_per_step",
+    "grpo.sync_every",
+    "grpo.max_new_tokens",
+    "sft.steps",
+    "sft.batch_size",
+    "sft.microbatch_size",
+    "rollout.num_workers",
+    "rollout.max_num_seqs",
+    "rewards.num_workers",
+    "learner.num_ranks",
+    "learner.groups_per_microbatch",
+    "rollout.max_attempts",
+    "checkpoint.every_steps",
+    "checkpoint.keep_last",
+    "rollout.canary_rows",
+    "rollout.kv_cache_bytes",
+]
+_POSITIVE = [
+    "grpo.learning_rate",
+    "sft.learning_rate",
+    "grpo.temperature",
+    "rollout.request_timeout_s",
+    "rollout.sync_timeout_s",
+    "rewards.timeout_s",
+    "learner.max_grad_norm",
+]
+_AT_LEAST_ZERO = [
+    "grpo.max_policy_lag",
+    "grpo.kl_coef",
+    "grpo.clip_low",
+    "grpo.clip_high",
+    "grpo.warmup_steps",
+    "eval.every_steps",
+    "rollout.max_restarts",
+    "learner.weight_decay",
+    "sft.warmup_ratio",
+    "rewards.max_dead_letter_share",
+    "rollout.gpus_per_worker",
+    "learner.gpus_per_rank",
+]
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "model.dtype": ("float32", "bfloat16"),
+    "learner.zero_stage": (0, 1, 2, 3),
+    "rewards.variant": ("paper", "random"),
+    "sft.target": ("teacher", "recorded"),
+}
+
+
+def get_key(config: "Config", key: str) -> Any:
+    """The value at a dotted key."""
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _range_problems(config: "Config") -> list[str]:
+    problems = []
+    for keys, low, inclusive, words in (
+        (_AT_LEAST_ONE, 1, True, "1 or more"),
+        (_POSITIVE, 0, False, "above 0"),
+        (_AT_LEAST_ZERO, 0, True, "0 or more"),
+    ):
+        for key in keys:
+            value = get_key(config, key)
+            is_fine = math.isfinite(value) and (value >= low if inclusive else value > low)
+            if not is_fine:
+                problems.append(f"{key}={value}: expected {words}")
+    for key, choices in _CHOICES.items():
+        if get_key(config, key) not in choices:
+            problems.append(f"{key}={get_key(config, key)}: expected one of {', '.join(map(str, choices))}")
+    if config.grpo.temperature > 2:
+        problems.append(
+            f"grpo.temperature={config.grpo.temperature}: expected 2, the sampler's limit, or less"
+        )
+    for key in ("data.num_rows", "eval.num_rows"):
+        value = get_key(config, key)
+        if value is not None and value < 1:
+            problems.append(f"{key}={value}: expected 1 or more, or null for all")
+    if config.model.max_pixels < 28 * 28:
+        problems.append(
+            f"model.max_pixels={config.model.max_pixels}: expected {28 * 28} (one vision token) or more"
+        )
+    if not config.run.name or "/" in config.run.name or config.run.name in (".", ".."):
+        problems.append(f"run.name={config.run.name!r}: expected a plain folder name")
+    return problems
+
+
+def _divisors_near(total: int, ranks: int) -> str:
+    below, above = total // ranks * ranks, -(-total // ranks) * ranks
+    return " or ".join(str(value) for value in sorted({below, above} - {0}))
+
+
+def _arithmetic_problems(config: "Config") -> list[str]:
+    problems = []
+    grpo, sft, ranks = config.grpo, config.sft, config.learner.num_ranks
+    if grpo.group_size < 2:
+        problems.append(
+            f"grpo.group_size={grpo.group_size}: expected 2 or more; the advantage of a completion is "
+            "relative to its group, so it is always 0 in a group of one"
+        )
+    if ranks >= 1 and grpo.groups_per_step % ranks:
+        samples = grpo.groups_per_step * grpo.group_size
+        problems.append(
+            f"grpo.groups_per_step={grpo.groups_per_step} prompts (x grpo.group_size={grpo.group_size} = "
+            f"{samples} samples a step) is not divisible by learner.num_ranks={ranks}; use "
+            f"{_divisors_near(grpo.groups_per_step, ranks)}"
+        )
+    if ranks >= 1 and sft.batch_size % ranks:
+        problems.append(
+            f"sft.batch_size={sft.batch_size} samples is not divisible by learner.num_ranks={ranks}; "
+            f"use {_divisors_near(sft.batch_size, ranks)}"
+        )
+    if config.rollout.sync_timeout_s > config.rollout.request_timeout_s:
+        problems.append(
+            f"rollout.sync_timeout_s={config.rollout.sync_timeout_s} exceeds "
+            f"rollout.request_timeout_s={config.rollout.request_timeout_s}; a request paused by a weight "
+            "sync would time out: lower the first or raise the second"
+        )
+    return problems
