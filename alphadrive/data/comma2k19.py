@@ -22,7 +22,7 @@ from alphadrive.data.candidates import Candidate
 from alphadrive.data.drive_rows import Drive, Moment, Pace, RowOptions
 from alphadrive.data.importing import ImportSource, SourceUnit
 from alphadrive.data.paths import read_file_under
-from alphadrive.data.trajectory import MAX_GAP_S, FloatArray, Track
+from alphadrive.data.trajectory import MAX_GAP_S, BoolArray, FloatArray, Track
 from alphadrive.data.video import video_frames
 from alphadrive.errors import DataError
 
@@ -101,8 +101,8 @@ def _candidates(folder: Path, split: str, options: RowOptions) -> Iterator[Candi
         return
     for name, values in ((_POSITIONS, positions), (_SPEED, speed)):
         yield from _not_finite(folder, name, values)
-    known = np.isfinite(speed).all(axis=1)
-    usable = np.isfinite(positions).all(axis=1) & _is_near(times, speed_times[known])
+    known = _is_finite(speed)
+    usable = _is_finite(positions) & _is_near(times, speed_times[known])
     if usable.sum() < 2:
         yield Candidate(where=str(folder), problems=[f"{_SPEED_TIMES}: no speed while there are poses"])
         return
@@ -139,7 +139,9 @@ def _array(folder: Path, name: str, width: int) -> FloatArray:
     path = folder / name
     try:
         with path.open("rb") as stream:
-            values = np.lib.format.read_array(stream, allow_pickle=False)
+            values: FloatArray = np.lib.format.read_array(  # type: ignore[no-untyped-call]
+                stream, allow_pickle=False
+            )
     except FileNotFoundError:
         raise DataError(f"{name}: no such file; expected the layout of comma2k19") from None
     except (OSError, ValueError, EOFError) as error:
@@ -170,7 +172,7 @@ def _check_times(name: str, times: FloatArray) -> None:
 
 def _not_finite(folder: Path, name: str, values: FloatArray) -> Iterator[Candidate]:
     """One bad row for every run of values that are no numbers; the values are not used."""
-    is_bad = ~np.isfinite(values).all(axis=1)
+    is_bad = ~_is_finite(values)
     runs = itertools.groupby(range(len(is_bad)), key=lambda index: bool(is_bad[index]))
     for bad, indices in runs:
         if bad:
@@ -184,15 +186,19 @@ def _not_finite(folder: Path, name: str, values: FloatArray) -> Iterator[Candida
             )
 
 
-def _is_near(times: FloatArray, known: FloatArray) -> "np.typing.NDArray[np.bool_]":
+def _is_finite(values: FloatArray) -> BoolArray:
+    """For each row whether all of its numbers are finite."""
+    finite: BoolArray = np.logical_and.reduce(np.isfinite(values), axis=1)
+    return finite
+
+
+def _is_near(times: FloatArray, known: FloatArray) -> BoolArray:
     """Whether a time lies within 0.25 s of one of the known ones."""
     if not len(known):
         return np.zeros(len(times), bool)
     after = np.searchsorted(known, times).clip(0, len(known) - 1)
     before = (after - 1).clip(0)
-    near: np.typing.NDArray[np.bool_] = (
-        np.minimum(np.abs(known[after] - times), np.abs(known[before] - times)) <= MAX_GAP_S
-    )
+    near: BoolArray = np.minimum(np.abs(known[after] - times), np.abs(known[before] - times)) <= MAX_GAP_S
     return near
 
 

@@ -276,9 +276,9 @@ def _finish(work: Path, out: Path, state: ImportState, max_bad_rows: int) -> Non
                 shutil.copyfile(rejected, out / REJECTED_FILE)
                 raise_problems(
                     map(rejected_text, lines),
-                    f"{out}: {state.num_rejected} bad rows (allowed: {max_bad_rows}), so there is no dataset "
-                    f"yet: mend them and import again, or allow them with --max-bad-rows "
-                    f"{state.num_rejected}; all are in {out / REJECTED_FILE}",
+                    f"{out}: no dataset, for {state.num_rejected} bad rows where {max_bad_rows} are allowed; "
+                    f"mend them, or leave them out with --max-bad-rows {state.num_rejected} (all are in "
+                    f"{out / REJECTED_FILE})",
                 )
     if not state.num_rows:
         _forget(work)

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -25,18 +25,6 @@ NearThreshold = Literal["both", "drop", "ignore"]
 """What becomes of a row that another label would fit if a threshold were moved by 20 %."""
 NEAR_SHARE = 0.2
 _EPS = 1e-9
-
-
-class LabelRule(Protocol):
-    """Gives the plan that a trajectory carries out."""
-
-    version: ClassVar[str]
-    thresholds: ClassVar[tuple[tuple[str, ...], ...]]
-    """Parameters that decide between labels; those of one group are moved together."""
-
-    def plan(self, trajectory: Trajectory) -> Plan:
-        """The plan of a trajectory."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +150,9 @@ class SennaRule:
         return "LEFT_CHANGE" if y_m > 0 else "RIGHT_CHANGE"
 
 
-RULES: dict[str, type[AlphaDriveRule] | type[SennaRule]] = {
+LabelRule = AlphaDriveRule | SennaRule
+"""`thresholds` are the parameters that decide between labels; those of one group are moved together."""
+RULES: dict[str, type[LabelRule]] = {
     "alphadrive": AlphaDriveRule,
     "senna": SennaRule,
 }
@@ -190,13 +180,13 @@ def _moved(rule: LabelRule) -> tuple[LabelRule, ...]:
     moved: list[LabelRule] = []
     for group, factor in itertools.product(rule.thresholds, (1 - NEAR_SHARE, 1 + NEAR_SHARE)):
         changes = {name: getattr(rule, name) * factor for name in group}
-        moved.append(dataclasses.replace(rule, **changes))  # type: ignore[type-var]
+        moved.append(dataclasses.replace(rule, **changes))
     return tuple(moved)
 
 
 def describe_rule(rule: LabelRule, near: NearThreshold) -> str:
     """What made a label: `alphadrive/1(v0_window_s=0.3,...,near_threshold=both)`."""
-    parameters = dataclasses.asdict(rule)  # type: ignore[call-overload]
+    parameters = dataclasses.asdict(rule)
     values = [f"{name}={value:g}" for name, value in parameters.items()]
     return f"{rule.version}({','.join([*values, f'near_threshold={near}'])})"
 

@@ -6,6 +6,7 @@ Speed and navigation are read out of the problem text. Image bytes are stored as
 
 import dataclasses
 import functools
+import io
 import json
 import re
 from collections import Counter
@@ -74,7 +75,7 @@ def json_objects(file: Path) -> Iterator[tuple[Any, float]]:
     num_bytes = max(file.stat().st_size, 1)
     decoder = json.JSONDecoder()
     text, num_read, ended = "", 0, False
-    with file.open(encoding="utf-8-sig") as stream:
+    with file.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as stream:
         while True:
             text = text.lstrip(_BETWEEN)
             if not text and ended:
@@ -90,7 +91,7 @@ def json_objects(file: Path) -> Iterator[tuple[Any, float]]:
                 more = _next_chunk(file, stream)
                 ended, text = not more, text + more
             else:
-                yield value, min(stream.buffer.tell() / num_bytes, 1.0)
+                yield value, min(raw.tell() / num_bytes, 1.0)
                 num_read, text = num_read + 1, text[end:]
 
 

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from alphadrive.data.trajectory import HORIZON_S, MOVING_MPS, STEP_S, Track
+from alphadrive.data.trajectory import HORIZON_S, MOVING_MPS, STEP_S, FloatArray, Track
 
 NAVIGATION_RULE = "path-ahead/1"
 NO_NAVIGATION = "no navigation"
@@ -62,7 +62,7 @@ class PathAhead:
         return "go straight" if end - horizon >= MIN_KNOWN_M else NO_NAVIGATION
 
 
-def _first_turn(course_deg: "np.typing.NDArray[np.float64]") -> tuple[int, str] | None:
+def _first_turn(course_deg: FloatArray) -> tuple[int, str] | None:
     """Distance in m to the middle of the first turn along a path given every metre, and its side."""
     if len(course_deg) < 2:
         return None

@@ -5,13 +5,15 @@ whatever the source's rate. Rules live in `alphadrive.data.labels`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from alphadrive.data.records import NUM_WAYPOINTS, WAYPOINT_STEP_S
 
-FloatArray = npt.NDArray[np.float64]
+FloatArray = npt.NDArray[np.floating[Any]]
+BoolArray = npt.NDArray[np.bool_]
 
 HORIZON_S = NUM_WAYPOINTS * WAYPOINT_STEP_S
 STEP_S = 0.1

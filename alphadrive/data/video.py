@@ -1,10 +1,12 @@
 """Frames of a video file, in order, one in memory at a time. Called by `alphadrive.data.comma2k19`."""
 
+import functools
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
+from PIL import Image
 
 from alphadrive.errors import DataError
 
@@ -26,7 +28,7 @@ def video_frames(path: Path, container: str) -> Iterator[Callable[[], bytes]]:
             for frame in video.decode(stream):
                 if frame.is_corrupt:
                     raise DataError(f"frame {num_frames} is damaged")
-                yield lambda frame=frame: _jpeg(frame)
+                yield functools.partial(_jpeg, frame)
                 num_frames += 1
     except (av.error.FFmpegError, IndexError) as error:
         raise DataError(
@@ -37,5 +39,6 @@ def video_frames(path: Path, container: str) -> Iterator[Callable[[], bytes]]:
 
 def _jpeg(frame: av.VideoFrame) -> bytes:
     buffer = io.BytesIO()
-    frame.to_image().save(buffer, "JPEG", quality=JPEG_QUALITY)
+    image: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
