@@ -17,7 +17,7 @@ from alphadrive.errors import DataError
 
 NO_PATH = f"without a whole path for the next {HORIZON_S:g} s"
 NEAR = "near a threshold of the label rule"
-_EARLY_SHARE = 0.1
+_EARLY_SHARE = 0.04
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +127,7 @@ def front_image(data: bytes) -> ImageRecord:
 class Pace:
     """Picks moments `every_s` apart, on the grid that starts at the first one.
 
-    A moment may come early by a tenth of `every_s`, so that a source at nearly that rate loses none.
+    A moment may come early by 4 % of `every_s`, so that a source at just that rate loses none.
     """
 
     def __init__(self, every_s: float) -> None:

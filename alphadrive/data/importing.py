@@ -84,7 +84,7 @@ class ImportState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportResult:
-    """What an import came to. `num_kept` rows were there from an interrupted one."""
+    """What an import came to. `num_kept` rows were there from an import that was interrupted."""
 
     num_rows: int
     num_rejected: int
@@ -123,7 +123,7 @@ def import_dataset(
         state = _found_state(work, fingerprint, max_bad_rows)
         if not (state.is_complete and state.num_shards):
             refuse_existing_shards(out)
-        num_kept = state.num_rows
+        num_kept = 0 if state.is_complete else state.num_rows
         if not state.is_complete:
             state = _read_on(source, work, state, rows_per_shard, report)
         _finish(work, out, state, max_bad_rows)
