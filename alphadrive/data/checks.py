@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from alphadrive.actions import PATHS, SPEEDS, parse_plan
 from alphadrive.data.images import MAX_ASPECT_RATIO, decode_image
-from alphadrive.data.records import DrivingRecord, ImageRecord
+from alphadrive.data.records import NUM_WAYPOINTS, WAYPOINT_STEP_S, DrivingRecord, ImageRecord
 from alphadrive.errors import DataError
 
 FRONT_CAMERA = "front"
@@ -22,17 +22,20 @@ RecordCheck = Callable[[str, DrivingRecord], Sequence[str]]
 """Takes where a record is (file and row) and the record; returns its problems."""
 
 
-def record_problems(record: DrivingRecord, special_tokens: Sequence[str] = ()) -> list[str]:
+def record_problems(
+    record: DrivingRecord, special_tokens: Sequence[str] = (), *, needs_image: bool = True
+) -> list[str]:
     """Every problem of one record, as `field: what is wrong, what was expected`; empty when valid.
 
     Decodes every image fully. `special_tokens` are the tokenizer's, refused in text beside the
-    markup that is always refused.
+    markup that is always refused. Without `needs_image` a record with no image at all passes.
     """
+    check_images = needs_image or bool(record.images)
     return [
         *_text_problems(record, special_tokens),
         *_number_problems(record),
         *_plan_problems(record),
-        *_images_problems(record.images),
+        *(_images_problems(record.images) if check_images else ()),
     ]
 
 
@@ -62,9 +65,26 @@ def _number_problems(record: DrivingRecord) -> Iterator[str]:
     speed = record.speed_mps
     if speed is None or not 0.0 <= speed <= MAX_SPEED_MPS:
         yield f"speed_mps: got {speed}, expected 0 to {MAX_SPEED_MPS:g} m/s"
-    for index, point in enumerate(record.waypoints or ()):
-        if len(point) < 2 or any(value is None or not math.isfinite(value) for value in point):
+    yield from _waypoint_problems(record)
+
+
+def _waypoint_problems(record: DrivingRecord) -> Iterator[str]:
+    if record.waypoints is None:
+        return
+    if len(record.waypoints) != NUM_WAYPOINTS:
+        yield (
+            f"waypoints: got {len(record.waypoints)} points, expected {NUM_WAYPOINTS}: one every "
+            f"{WAYPOINT_STEP_S:g} s up to {NUM_WAYPOINTS * WAYPOINT_STEP_S:g} s"
+        )
+    for index, point in enumerate(record.waypoints):
+        reach_m = MAX_SPEED_MPS * WAYPOINT_STEP_S * (index + 1)
+        if len(point) != 2 or any(value is None or not math.isfinite(value) for value in point):
             yield f"waypoints[{index}]: got {list(point)}, expected finite x and y in metres"
+        elif math.hypot(*point) > reach_m:
+            yield (
+                f"waypoints[{index}]: got {list(point)}, expected at most {reach_m:g} m away, as far as "
+                f"{MAX_SPEED_MPS:g} m/s lead"
+            )
 
 
 def _plan_problems(record: DrivingRecord) -> Iterator[str]:

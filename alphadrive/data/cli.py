@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from alphadrive.data.import_command import add_import_parser
 from alphadrive.errors import ConfigError
 
 
@@ -15,20 +16,7 @@ def add_data_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
     data = subparsers.add_parser("data", help="make, import and check datasets")
     commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
 
-    importing = commands.add_parser("import", help="import a published dataset")
-    layouts = importing.add_subparsers(dest="layout", required=True, metavar="LAYOUT")
-    metaad = layouts.add_parser("metaad", help="the MetaAD JSON layout: image, problem, solution, thinking")
-    metaad.add_argument(
-        "path", type=Path, metavar="PATH", help="a JSON file, or a folder of them with the images"
-    )
-    metaad.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for the Parquet shards"
-    )
-    metaad.add_argument("--split", default="train", help="name of the split (default: train)")
-    metaad.add_argument(
-        "--max-bad-rows", type=int, default=0, metavar="N", help="leave out up to N bad rows (default: 0)"
-    )
-    metaad.set_defaults(run=_import_metaad)
+    add_import_parser(commands)
 
     synth = commands.add_parser("synth", help="render scenes of the small driving world")
     synth.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the Parquet shards")
@@ -43,17 +31,9 @@ def add_data_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
     validate.set_defaults(run=_validate)
 
 
-def _import_metaad(args: argparse.Namespace) -> int:
-    from alphadrive.data.metaad import import_metaad
-
-    num_written, num_rejected = import_metaad(args.path, args.out, args.split, args.max_bad_rows)
-    rejected = f", {num_rejected} rejected (see {args.out}/rejected.jsonl)" if num_rejected else ""
-    print(f"{args.out}: {num_written} rows imported from {args.path}{rejected}")
-    return 0
-
-
 def _synth(args: argparse.Namespace) -> int:
-    from alphadrive.data.validate import Candidate, write_valid_records
+    from alphadrive.data.candidates import Candidate
+    from alphadrive.data.validate import write_valid_records
     from alphadrive.world.dataset import synthesize
 
     if args.num < 1:

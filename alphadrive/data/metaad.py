@@ -5,19 +5,21 @@ Speed and navigation are read out of the problem text. Image bytes are stored as
 """
 
 import dataclasses
+import functools
+import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from alphadrive.actions import PATHS, SPEEDS, parse_answer
-from alphadrive.data.checks import FRONT_CAMERA
-from alphadrive.data.images import read_header
+from alphadrive.data.candidates import Candidate
+from alphadrive.data.drive_rows import front_image
+from alphadrive.data.importing import ImportSource, SourceUnit
 from alphadrive.data.paths import read_file_under
 from alphadrive.data.records import DrivingRecord, ImageRecord
-from alphadrive.data.validate import Candidate, write_valid_records
 from alphadrive.errors import DataError
 
 SOURCE = "metaad"
@@ -30,46 +32,50 @@ _MAX_OBJECT_CHARS = 1 << 20
 _BETWEEN = " \t\r\n,[]"
 
 
-def import_metaad(path: Path, out: Path, split: str = "train", max_bad_rows: int = 0) -> tuple[int, int]:
-    """Import a MetaAD file or folder into a new dataset folder; returns (written, rejected) rows.
-
-    Raises DataError with every problem (file, object, field) when more than `max_bad_rows` objects
-    are bad; nothing is written then.
-    """
-    return write_valid_records(metaad_candidates(Path(path), split), out, max_bad_rows)
-
-
-def metaad_candidates(path: Path, split: str) -> Iterator[Candidate]:
-    """Each JSON object under `path` as a record or as what is wrong with it, in a stream."""
-    root = path if path.is_dir() else path.parent
+def metaad_source(path: Path, split: str) -> ImportSource:
+    """The JSON objects of a MetaAD file or folder. Raises DataError when there is none."""
     files = sorted([*path.glob("*.json"), *path.glob("*.jsonl")]) if path.is_dir() else [path]
     if not path.exists() or not files:
         raise DataError(f"{path}: expected a MetaAD JSON file, or a folder with *.json or *.jsonl files")
+    root = path if path.is_dir() else path.parent
+    # One unit: how a row is named depends on all before it.
+    unit = SourceUnit(name=path.name, candidates=functools.partial(_candidates, files, root, split))
+    return ImportSource(layout=SOURCE, path=path, units=[unit], files=files, options={"split": split})
+
+
+def _candidates(files: Sequence[Path], root: Path, split: str) -> Iterator[Candidate]:
     uses: Counter[str] = Counter()
-    for file in files:
-        for number, row in enumerate(json_objects(file)):
-            where = f"{file}: row {number}"
-            problems: list[str] = []
-            record = _record_of(row, root, split, problems)
-            if record is None:
-                yield Candidate(where=where, problems=problems)
-                continue
-            uses[record.query_id] += 1
-            if uses[record.query_id] > 1:
-                # The layout has no id and several rows may share an image.
-                yield Candidate(where=where, record=_renamed(record, uses[record.query_id]))
-            else:
-                yield Candidate(where=where, record=record)
+    for number, file in enumerate(files):
+        try:
+            for row, (value, share_read) in enumerate(json_objects(file)):
+                problems: list[str] = []
+                record = _record_of(value, root, split, problems)
+                if record is not None:
+                    uses[record.query_id] += 1
+                    if uses[record.query_id] > 1:
+                        # The layout has no id and several rows may share an image.
+                        record = _renamed(record, uses[record.query_id])
+                yield Candidate(
+                    where=str(file),
+                    row=row,
+                    record=record,
+                    problems=problems,
+                    share_done=(number + share_read) / len(files),
+                )
+        except DataError as error:
+            yield Candidate(where=str(file), problems=[str(error).removeprefix(f"{file}: ")])
 
 
-def json_objects(file: Path) -> Iterator[Any]:
-    """The JSON values of a file that holds one object, a list, or one a line; one at a time in memory.
+def json_objects(file: Path) -> Iterator[tuple[Any, float]]:
+    """The JSON values of a file that holds one object, a list, or one a line; one at a time in memory,
+    each with the share of the file that is read.
 
     Raises DataError where the text is no JSON.
     """
+    num_bytes = max(file.stat().st_size, 1)
     decoder = json.JSONDecoder()
     text, num_read, ended = "", 0, False
-    with file.open(encoding="utf-8-sig") as stream:
+    with file.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as stream:
         while True:
             text = text.lstrip(_BETWEEN)
             if not text and ended:
@@ -85,7 +91,7 @@ def json_objects(file: Path) -> Iterator[Any]:
                 more = _next_chunk(file, stream)
                 ended, text = not more, text + more
             else:
-                yield value
+                yield value, min(raw.tell() / num_bytes, 1.0)
                 num_read, text = num_read + 1, text[end:]
 
 
@@ -165,9 +171,7 @@ def _image(name: str | None, root: Path, problems: list[str]) -> ImageRecord | N
     if name is None:
         return None
     try:
-        data = read_file_under(root, name)
-        header = read_header(data)
+        return front_image(read_file_under(root, name))
     except DataError as error:
         problems.append(f"image: {error}")
         return None
-    return ImageRecord(camera=FRONT_CAMERA, dt_s=0.0, data=data, width=header.width, height=header.height)

@@ -6,6 +6,10 @@ travels between processes during training is the lighter `DrivingQuery` of `alph
 
 from dataclasses import dataclass
 
+WAYPOINT_STEP_S = 0.5
+NUM_WAYPOINTS = 6
+"""A row with waypoints has one at every 0.5 s up to 3 s, the planning horizon."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
@@ -23,8 +27,9 @@ class DrivingRecord:
     """One driving situation with its images, its acceptable plans and where they came from.
 
     `plans` are all acceptable plans (`"KEEP, STRAIGHT"`), the recorded one first. `teacher_plan` is
-    what the teacher decided on, which may be wrong. `waypoints` are (x, y) in metres, x forward and
-    y left. `label_rule` names the rule or the file field that made `plans`.
+    what the teacher decided on, which may be wrong. `waypoints` are (x, y) in metres at 0.5 s, 1.0 s, … 3.0 s
+    in the ego frame, x forward and y left. `label_rule` names the rule with its parameters, or the file
+    field, that made `plans`.
     """
 
     query_id: str

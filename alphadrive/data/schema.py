@@ -42,10 +42,18 @@ SCHEMA = pa.schema(
     ],
     metadata={VERSION_KEY: SCHEMA_VERSION.encode()},
 )
+IMPORT_FOLDER = ".import"
+STATE_FILE = "state.json"
+"""Where an import keeps what it has until it is complete, and the file there that says how far it is."""
 MAX_GROUP_BYTES = 1 << 29
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What pyarrow raises for damaged files."""
 ALL_COLUMNS = tuple(SCHEMA.names)
+
+
+def shard_name(number: int) -> str:
+    """The file name of a shard, counted from 0."""
+    return f"part-{number:05d}.parquet"
 
 
 def shard_paths(folder: Path) -> list[Path]:
@@ -94,9 +102,15 @@ def record_of(values: dict[str, Any]) -> DrivingRecord:
 
 
 def checked_shards(folder: Path) -> list[Path]:
-    """The shards of a folder. Raises DataError when there are none or one is missing in between."""
+    """The shards of a folder. Raises DataError when there are none, one is missing in between, or the
+    import that makes them is not complete."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected Parquet shards as `alphadrive data` writes them")
+    if (folder / IMPORT_FOLDER / STATE_FILE).exists():
+        raise DataError(
+            f"{folder}: holds an import that is not complete; run the same `alphadrive data import` "
+            f"again to finish it, or remove {folder / IMPORT_FOLDER}"
+        )
     shards = shard_paths(folder)
     if not shards:
         raise DataError(
@@ -104,7 +118,7 @@ def checked_shards(folder: Path) -> list[Path]:
             "`alphadrive data import` writes them"
         )
     for number, path in enumerate(shards):
-        expected = f"part-{number:05d}.parquet"
+        expected = shard_name(number)
         if path.name != expected:
             raise DataError(f"{folder}: expected {expected} next, got {path.name}; a shard is missing")
     return shards

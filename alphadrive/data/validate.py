@@ -7,13 +7,14 @@ by `alphadrive data` and, before any worker starts, by `alphadrive.preflight`.
 
 import hashlib
 import itertools
-import json
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from alphadrive.atomic import write_text
+from alphadrive.data.candidates import REJECTED_FILE, Candidate, CandidateGate, rejected_text
 from alphadrive.data.checks import RecordCheck, record_problems
 from alphadrive.data.records import DrivingRecord
 from alphadrive.data.schema import ALL_COLUMNS, UNREADABLE, checked_metadata, checked_shards, record_of
@@ -119,54 +120,29 @@ def raise_problems(problems: Iterable[str], what: str) -> None:
     raise DataError("\n".join([f"{what}: {len(shown) + num_more} problems", *shown, *more]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A row on its way into a dataset: where it came from, and the record or why there is none."""
-
-    where: str
-    record: DrivingRecord | None = None
-    problems: Sequence[str] = field(default=())
-
-
 def write_valid_records(
     candidates: Iterable[Candidate], folder: Path, max_bad_rows: int = 0
 ) -> tuple[int, int]:
     """Write the valid candidates to a new dataset; returns how many were written and how many rejected.
 
-    Rejected rows go to `rejected.jsonl` beside the shards. More than `max_bad_rows` of them raise
+    Problems go to `rejected.jsonl` beside the shards. More than `max_bad_rows` rejected rows raise
     DataError with every problem, and nothing is written.
     """
-    gate = _Gate(max_bad_rows)
-    num_written = write_records(gate.valid(candidates), folder)
-    if gate.rejected:
-        lines = (json.dumps({"where": where, "problems": problems}) for where, problems in gate.rejected)
-        (Path(folder) / "rejected.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    return num_written, len(gate.rejected)
+    folder = Path(folder)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as rejected:
+        gate = CandidateGate(rejected)
 
+        def valid() -> Iterator[DrivingRecord]:
+            yield from (record for one in candidates if (record := gate.admit(one)) is not None)
+            if gate.num_rejected > max_bad_rows:
+                rejected.seek(0)
+                raise_problems(
+                    map(rejected_text, rejected),
+                    f"{gate.num_rejected} bad rows (allowed: {max_bad_rows}), nothing written",
+                )
 
-class _Gate:
-    """Lets valid records through and collects the others; raises at the end when they are too many."""
-
-    def __init__(self, max_bad_rows: int) -> None:
-        self.rejected: list[tuple[str, list[str]]] = []
-        self._max_bad_rows = max_bad_rows
-
-    def valid(self, candidates: Iterable[Candidate]) -> Iterator[DrivingRecord]:
-        seen: dict[str, str] = {}
-        for candidate in candidates:
-            problems = list(candidate.problems)
-            if candidate.record is not None:
-                problems += record_problems(candidate.record)
-                query_id = candidate.record.query_id
-                if query_id in seen:
-                    problems.append(f"query_id: {query_id!r} is also in {seen[query_id]}")
-                seen.setdefault(query_id, candidate.where)
-            if not problems and candidate.record is not None:
-                yield candidate.record
-            else:
-                self.rejected.append((candidate.where, problems))
-        if len(self.rejected) > self._max_bad_rows:
-            lines = (f"{where}: {problem}" for where, problems in self.rejected for problem in problems)
-            raise_problems(
-                lines, f"{len(self.rejected)} bad rows (allowed: {self._max_bad_rows}), nothing written"
-            )
+        num_written = write_records(valid(), folder)
+        if gate.num_rejected:
+            rejected.seek(0)
+            write_text(folder / REJECTED_FILE, rejected.read())
+    return num_written, gate.num_rejected

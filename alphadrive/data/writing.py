@@ -1,6 +1,11 @@
-"""Writing Parquet shards in a stream. Called through `alphadrive.data.parquet.write_records`."""
+"""Writing Parquet shards in a stream.
+
+`write_records` (called through `alphadrive.data.parquet`) writes a dataset in one go; imports, which can
+be interrupted and taken up again, drive `ShardWriter` themselves (`alphadrive.data.importing`).
+"""
 
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,67 +15,91 @@ import pyarrow.parquet as pq
 
 from alphadrive.atomic import fsync_path
 from alphadrive.data.records import DrivingRecord
-from alphadrive.data.schema import ALL_COLUMNS, SCHEMA, row_of, shard_paths
+from alphadrive.data.schema import ALL_COLUMNS, SCHEMA, row_of, shard_name, shard_paths
 from alphadrive.errors import DataError
 
+ROWS_PER_SHARD = 1000
 _GROUP_ROWS = 32
 _GROUP_BYTES = 4 << 20
 
 
-def write_records(records: Iterable[DrivingRecord], folder: Path, rows_per_shard: int = 1000) -> int:
+def write_records(
+    records: Iterable[DrivingRecord], folder: Path, rows_per_shard: int = ROWS_PER_SHARD
+) -> int:
     """Write records to `folder` in a stream and return how many there were.
 
-    Holds one row group in memory. Shards get their names only once all are complete, so an
+    Holds one row group in memory. Shards enter the folder only once all are complete, so an
     interrupted write leaves no dataset that looks whole. Raises DataError when the folder already
     holds shards or when there is no record at all.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    refuse_existing_shards(folder)
+    work = folder / f".writing-{os.getpid()}"
+    work.mkdir(parents=True, exist_ok=True)
+    writer = ShardWriter(work, rows_per_shard)
+    try:
+        num_rows = 0
+        for record in records:
+            writer.add(record)
+            num_rows += 1
+        writer.finish_shard()
+        if not num_rows:
+            raise DataError(f"{folder}: there was no record to write; a dataset needs at least one row")
+        move_shards(work, folder)
+    finally:
+        writer.discard()
+        shutil.rmtree(work)
+    return num_rows
+
+
+def refuse_existing_shards(folder: Path) -> None:
+    """Raise DataError when a folder already holds a dataset."""
     if existing := shard_paths(folder):
         raise DataError(
             f"{folder}: already holds {len(existing)} shards ({existing[0].name} ...); "
             "choose an empty folder or remove them first"
         )
-    writer = _ShardWriter(folder, rows_per_shard)
-    try:
-        for record in records:
-            writer.add(record)
-        writer.finish_shard()
-        if not writer.num_rows:
-            raise DataError(f"{folder}: there was no record to write; a dataset needs at least one row")
-        writer.commit()
-    finally:
-        writer.discard()
-    return writer.num_rows
 
 
-class _ShardWriter:
-    """The shard being written and those written but not yet named."""
+def move_shards(work: Path, folder: Path) -> None:
+    """Move finished shards to where they are read, the first one last: a reader refuses a folder whose
+    first shard is missing, so that a half moved dataset never passes for a whole one."""
+    for path in reversed(shard_paths(work)):
+        os.replace(path, folder / path.name)
+    fsync_path(folder)
 
-    def __init__(self, folder: Path, rows_per_shard: int) -> None:
+
+class ShardWriter:
+    """Writes shards into a work folder, one at a time; a shard has its name only when it is complete.
+
+    Goes on after the `num_shards` that are already there.
+    """
+
+    def __init__(self, work: Path, rows_per_shard: int = ROWS_PER_SHARD, num_shards: int = 0) -> None:
         if rows_per_shard < 1:
             raise ValueError(f"rows_per_shard={rows_per_shard}: expected 1 or more")
-        self.num_rows = 0
-        self._folder = folder
+        self.num_shards = num_shards
+        self._work = work
         self._rows_per_shard = rows_per_shard
-        self._finished: list[Path] = []
         self._parquet: pq.ParquetWriter | None = None
         self._group: list[dict[str, Any]] = []
         self._group_bytes = 0
         self._shard_rows = 0
 
-    def _temporary(self, shard: int) -> Path:
-        return self._folder / f".part-{shard:05d}.parquet.{os.getpid()}.tmp"
+    def _temporary(self) -> Path:
+        return self._work / f".{shard_name(self.num_shards)}.tmp"
 
-    def add(self, record: DrivingRecord) -> None:
+    def add(self, record: DrivingRecord) -> bool:
+        """Add a row; says whether it completed a shard."""
         self._group.append(row_of(record))
         self._group_bytes += sum(len(image.data) for image in record.images)
         self._shard_rows += 1
-        self.num_rows += 1
         if len(self._group) >= _GROUP_ROWS or self._group_bytes >= _GROUP_BYTES:
             self._flush_group()
-        if self._shard_rows >= self._rows_per_shard:
-            self.finish_shard()
+        if self._shard_rows < self._rows_per_shard:
+            return False
+        self.finish_shard()
+        return True
 
     def _flush_group(self) -> None:
         if not self._group:
@@ -78,7 +107,7 @@ class _ShardWriter:
         if self._parquet is None:
             text_columns = [name for name in ALL_COLUMNS if name != "images"]
             self._parquet = pq.ParquetWriter(
-                self._temporary(len(self._finished)),
+                self._temporary(),
                 SCHEMA,
                 compression={name: "zstd" for name in text_columns},
                 use_dictionary=["split", "source", "label_rule"],
@@ -89,24 +118,22 @@ class _ShardWriter:
         self._group, self._group_bytes = [], 0
 
     def finish_shard(self) -> None:
+        """Complete the shard being written, if there is one, and force it to disk."""
         self._flush_group()
         if self._parquet is None:
             return
         self._parquet.close()
         self._parquet = None
-        temporary = self._temporary(len(self._finished))
+        temporary = self._temporary()
         fsync_path(temporary)
-        self._finished.append(temporary)
+        os.replace(temporary, self._work / shard_name(self.num_shards))
+        fsync_path(self._work)
+        self.num_shards += 1
         self._shard_rows = 0
 
-    def commit(self) -> None:
-        for shard, temporary in enumerate(self._finished):
-            os.replace(temporary, self._folder / f"part-{shard:05d}.parquet")
-        fsync_path(self._folder)
-
     def discard(self) -> None:
-        """Remove what was not committed."""
+        """Give up the shard being written; complete ones stay."""
         if self._parquet is not None:
             self._parquet.close()
-        for shard in range(len(self._finished) + 1):
-            self._temporary(shard).unlink(missing_ok=True)
+            self._parquet = None
+        self._temporary().unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """The published MetaAD layout is imported as it is, and nothing outside its folder is read."""
 
-import argparse
 import json
 import os
 from collections.abc import Callable
@@ -10,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alphadrive.data.cli import add_data_parser
-from alphadrive.data.metaad import import_metaad, json_objects
+from alphadrive.cli import run
+from alphadrive.data.importing import ImportResult, import_dataset
+from alphadrive.data.metaad import json_objects, metaad_source
 from alphadrive.data.parquet import DrivingDataset
 from alphadrive.data.paths import resolve_under
 from alphadrive.data.validate import problems_in
@@ -40,13 +40,8 @@ def source(tmp_path: Path, picture: Callable[..., bytes]) -> Path:
     return folder
 
 
-def run(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser()
-    add_data_parser(parser.add_subparsers())
-    args = parser.parse_args(arguments)
-    code = args.run(args)
-    assert isinstance(code, int)
-    return code
+def import_metaad(path: Path, out: Path, split: str = "train") -> ImportResult:
+    return import_dataset(metaad_source(path, split), out)
 
 
 def test_the_published_row_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +79,7 @@ def test_an_object_a_list_lines_and_a_folder_are_read(tmp_path: Path, source: Pa
         }
         path.write_text(text[layout], encoding="utf-8")
     expected = 1 if layout == "object" else 4
-    assert import_metaad(path, tmp_path / "out", split="eval") == (expected, 0)
+    assert import_metaad(path, tmp_path / "out", split="eval").num_rows == expected
     records = list(DrivingDataset(tmp_path / "out").records())
     assert records[0].query_id == "metaad/a" and records[0].split == "eval"
     if expected == 4:
@@ -144,7 +139,10 @@ def test_bad_rows_may_be_left_out_when_asked(tmp_path: Path, source: Path) -> No
     out = tmp_path / "out"
     assert run(["data", "import", "metaad", str(source), "--out", str(out), "--max-bad-rows", "1"]) == 0
     assert len(DrivingDataset(out)) == 1
-    assert "missing.jpg" in (out / "rejected.jsonl").read_text()
+    (line,) = (out / "rejected.jsonl").read_text().splitlines()
+    rejected = json.loads(line)
+    assert (rejected["file"], rejected["row"], rejected["field"]) == (str(source / "rows.json"), 1, "image")
+    assert rejected["reason"].startswith("path 'missing.jpg': no such file")
 
 
 @pytest.mark.parametrize("text", ['{"image": ', "[{} oops]", "\x00", '{"a": "' + "x" * (1 << 21)])
@@ -158,6 +156,8 @@ def test_bytes_that_are_no_text_and_a_missing_path_are_refused(tmp_path: Path) -
     (tmp_path / "bad.json").write_bytes(b'{"a": "\xff\xfe"}')
     with pytest.raises(DataError, match="not UTF-8"):
         list(json_objects(tmp_path / "bad.json"))
+    with pytest.raises(DataError, match=r"bad.json: not UTF-8"):
+        import_metaad(tmp_path, tmp_path / "out")
     with pytest.raises(DataError, match="expected a MetaAD JSON file"):
         import_metaad(tmp_path / "nowhere.json", tmp_path / "out")
 
@@ -165,7 +165,10 @@ def test_bytes_that_are_no_text_and_a_missing_path_are_refused(tmp_path: Path) -
 def test_objects_longer_than_a_chunk_are_read_whole(tmp_path: Path) -> None:
     rows = [{"text": "ä" * 50_000, "n": n} for n in range(5)]
     (tmp_path / "long.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    assert list(json_objects(tmp_path / "long.json")) == rows
+    read = list(json_objects(tmp_path / "long.json"))
+    assert [value for value, _ in read] == rows
+    shares = [share for _, share in read]
+    assert shares == sorted(shares) and 0 < shares[0] < shares[-1] == 1
 
 
 def test_links_and_special_files_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:

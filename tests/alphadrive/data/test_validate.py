@@ -14,9 +14,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from alphadrive.data.candidates import Candidate
 from alphadrive.data.parquet import write_records
 from alphadrive.data.records import DrivingRecord, ImageRecord
-from alphadrive.data.validate import Candidate, problems_in, write_valid_records
+from alphadrive.data.validate import problems_in, write_valid_records
 from alphadrive.errors import DataError
 
 MakeRecord = Callable[..., DrivingRecord]
@@ -49,6 +50,8 @@ def gif() -> bytes:
     return buffer.getvalue()
 
 
+STANDING = ((0.0, 0.0),) * 6
+
 BAD_FIELDS: list[tuple[str, dict[str, object], str]] = [
     ("speed NaN", {"speed_mps": math.nan}, r"speed_mps: got nan, expected 0 to 70 m/s"),
     ("speed negative", {"speed_mps": -1.0}, r"speed_mps: got -1.0, expected 0 to 70 m/s"),
@@ -69,8 +72,15 @@ BAD_FIELDS: list[tuple[str, dict[str, object], str]] = [
     ("navigation null", {"navigation": None}, r"navigation: got null"),
     ("no id", {"query_id": ""}, r"query_id: got ''"),
     ("time", {"time_s": math.inf}, r"time_s: got inf"),
-    ("waypoint NaN", {"waypoints": ((0.0, math.nan),)}, r"waypoints\[0\]: got \[0.0, nan\]"),
-    ("waypoint short", {"waypoints": ((1.0,),)}, r"waypoints\[0\]: got \[1.0\]"),
+    ("waypoint NaN", {"waypoints": ((0.0, math.nan), *STANDING[1:])}, r"waypoints\[0\]: got \[0.0, nan\]"),
+    ("waypoint short", {"waypoints": ((1.0,), *STANDING[1:])}, r"waypoints\[0\]: got \[1.0\]"),
+    (
+        "waypoint of three",
+        {"waypoints": ((1.0, 0.0, 0.0), *STANDING[1:])},
+        r"waypoints\[0\]: got \[1.0, 0.0, ",
+    ),
+    ("waypoints few", {"waypoints": STANDING[1:]}, r"waypoints: got 5 points, expected 6: one every 0.5 s"),
+    ("waypoint far", {"waypoints": (*STANDING[1:], (300.0, 0.0))}, r"waypoints\[5\]: .*at most 210 m away"),
     ("no image", {"images": ()}, r"images: got no image at all, expected a camera named 'front'"),
     ("empty image", {"images": images(b"")}, r"images\[0\].bytes: got 0 bytes"),
     ("no image format", {"images": images(b"GIF89a nonsense")}, r"images\[0\].bytes: .*no readable JPEG"),
@@ -210,10 +220,10 @@ def test_thousands_of_rows_take_seconds(
 
 def test_nothing_is_written_when_a_row_is_bad(tmp_path: Path, make_record: MakeRecord) -> None:
     candidates = [
-        Candidate(where="a.json: row 0", record=make_record(0)),
-        Candidate(where="a.json: row 1", record=make_record(1, speed_mps=-2.0)),
-        Candidate(where="a.json: row 2", problems=["image: missing"]),
-        Candidate(where="a.json: row 3", record=make_record(0)),
+        Candidate(where="a.json", row=0, record=make_record(0)),
+        Candidate(where="a.json", row=1, record=make_record(1, speed_mps=-2.0)),
+        Candidate(where="a.json", row=2, problems=["image: missing"]),
+        Candidate(where="a.json", row=3, record=make_record(0)),
     ]
     with pytest.raises(DataError) as caught:
         write_valid_records(candidates, tmp_path / "out")
