@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from alphadrive.errors import ConfigError
+from alphadrive.world.choices import FREQUENCIES, KINDS
 
 
 def add_data_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -35,6 +36,18 @@ def add_data_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
     synth.add_argument("--num", type=int, required=True, metavar="N", help="number of scenes")
     synth.add_argument("--seed", type=int, default=0, metavar="S", help="seed (default: 0)")
     synth.add_argument("--split", default="train", help="train, eval or another name (default: train)")
+    synth.add_argument(
+        "--kind",
+        choices=KINDS,
+        default="plain",
+        help="what the scenes test, see docs/world.md (default: plain)",
+    )
+    synth.add_argument(
+        "--frequencies",
+        choices=FREQUENCIES,
+        default="balanced",
+        help="how often each plan is driven (default: balanced)",
+    )
     synth.set_defaults(run=_synth)
 
     validate = commands.add_parser("validate", help="report every problem of a dataset")
@@ -58,10 +71,12 @@ def _synth(args: argparse.Namespace) -> int:
 
     if args.num < 1:
         raise ConfigError(f"--num={args.num}: expected 1 or more scenes")
-    records = synthesize(args.num, args.seed, args.split)
+    records = synthesize(args.num, args.seed, args.split, kind=args.kind, frequencies=args.frequencies)
     candidates = (Candidate(where=f"scene {index}", record=record) for index, record in enumerate(records))
     num_written, _ = write_valid_records(candidates, args.out)
-    print(f"{args.out}: {num_written} scenes of split {args.split}, seed {args.seed}")
+    kind = "" if args.kind == "plain" else f"{args.kind} "
+    pairs = f" in {args.num} pairs" if num_written != args.num else ""
+    print(f"{args.out}: {num_written} {kind}scenes{pairs} of split {args.split}, seed {args.seed}")
     return 0
 
 

@@ -4,7 +4,8 @@ import hashlib
 
 import pytest
 
-from alphadrive.world.dataset import scene_seed, synthesize
+from alphadrive.world.dataset import synthesize
+from alphadrive.world.kinds import scene_seed
 from alphadrive.world.render import render
 from alphadrive.world.sampling import sample_scene
 
