@@ -1,12 +1,15 @@
-"""`alphadrive data import | synth | validate`: arguments in, one line out.
+"""`alphadrive data import | synth | validate`: arguments in, one line out. What looks at data and splits
+it is in `alphadrive.data.tools_cli`.
 
 `alphadrive.cli` calls `add_data_parser` and then the parsed `run(args)`, which returns the exit code.
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
+from alphadrive.data.tools_cli import add_tool_parsers
 from alphadrive.errors import ConfigError
 from alphadrive.world.choices import FREQUENCIES, KINDS
 
@@ -50,10 +53,21 @@ def add_data_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
     )
     synth.set_defaults(run=_synth)
 
-    validate = commands.add_parser("validate", help="report every problem of a dataset")
-    validate.add_argument("folder", type=Path, metavar="DIR", help="a folder of Parquet shards")
+    validate = commands.add_parser(
+        "validate",
+        help="report every problem of a dataset",
+        description="Report every problem of each folder, and every scene that stands in two splits.",
+    )
+    validate.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="folders of Parquet shards, for example all splits",
+    )
     validate.add_argument("--model", metavar="M", help="also refuse this model's special tokens in text")
     validate.set_defaults(run=_validate)
+    add_tool_parsers(commands)
 
 
 def _import_metaad(args: argparse.Namespace) -> int:
@@ -82,6 +96,7 @@ def _synth(args: argparse.Namespace) -> int:
 
 def _validate(args: argparse.Namespace) -> int:
     from alphadrive.data.parquet import DrivingDataset
+    from alphadrive.data.scenes import split_problems
     from alphadrive.data.validate import iter_problems
 
     special_tokens: tuple[str, ...] = ()
@@ -89,12 +104,14 @@ def _validate(args: argparse.Namespace) -> int:
         from alphadrive.model_folder import resolve_model, special_tokens_of
 
         special_tokens = special_tokens_of(resolve_model(args.model))
+    found = (iter_problems(folder, special_tokens) for folder in args.folders)
     num_problems = 0
-    for problem in iter_problems(args.folder, special_tokens):
+    for problem in itertools.chain(*found, split_problems(args.folders)):
         print(problem, file=sys.stderr)
         num_problems += 1
     if num_problems:
-        print(f"{args.folder}: {num_problems} problems", file=sys.stderr)
+        print(f"{', '.join(map(str, args.folders))}: {num_problems} problems", file=sys.stderr)
         return 2
-    print(f"{args.folder}: {len(DrivingDataset(args.folder))} rows, valid")
+    for folder in args.folders:
+        print(f"{folder}: {len(DrivingDataset(folder))} rows, valid")
     return 0

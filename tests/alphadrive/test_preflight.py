@@ -33,7 +33,8 @@ def config(
     content["text_config"] = {**sizes, "max_position_embeddings": 4096}
     (folder / "config.json").write_text(json.dumps(content))
     write_records((make_record(index) for index in range(6)), tmp_path / "train", rows_per_shard=4)
-    write_records((make_record(index) for index in range(3)), tmp_path / "eval")
+    held_out = (make_record(index, scene_id=f"held-out-{index}") for index in range(3))
+    write_records(held_out, tmp_path / "eval")
     config = Config()
     config.run.root = str(tmp_path / "runs")
     config.model.path = str(folder)
