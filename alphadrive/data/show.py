@@ -120,7 +120,10 @@ def _prompt(record: DrivingRecord) -> str | None:
 def _points(waypoints: Sequence[Sequence[float]] | None) -> str | None:
     if waypoints is None:
         return None
-    return " ".join("(" + ", ".join(f"{value:.1f}" for value in point) + ")" for point in waypoints)
+    return " ".join(
+        "(" + ", ".join("-" if value is None else f"{value:.1f}" for value in point) + ")"
+        for point in waypoints
+    )
 
 
 def _text(value: str | None) -> str:

@@ -91,6 +91,8 @@ def split_dataset(folder: Path, out: Path, shares: Mapping[str, float], seed: in
             write_records(_side(dataset, name, shares, seed), part)
         for name, part in parts.items():
             part.rename(out / name)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written: {error}; choose another --out") from error
     finally:
         for part in parts.values():
             shutil.rmtree(part, ignore_errors=True)

@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,8 @@ class DatasetStats:
 
     def as_dict(self) -> dict[str, object]:
         """The same as plain values for JSON."""
-        return {
-            name: dict(value) if isinstance(value, dict) else value for name, value in asdict(self).items()
-        }
+        values = ((each.name, getattr(self, each.name)) for each in fields(self))
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in values}
 
 
 def dataset_stats(folder: Path) -> DatasetStats:
@@ -118,7 +117,8 @@ def _count_texts(stats: DatasetStats, values: dict[str, Any]) -> None:
     ):
         _count(counts, values[name])
     for image in values["images"] or ():
-        _count(stats.image_sizes, f"{image['camera']} {image['width']}x{image['height']}")
+        found = image or dict.fromkeys(("camera", "width", "height"))
+        _count(stats.image_sizes, f"{found['camera']} {found['width']}x{found['height']}")
     stats.with_reasoning += values["reasoning"] is not None
     stats.with_waypoints += values["waypoints"] is not None
 

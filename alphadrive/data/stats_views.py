@@ -62,8 +62,8 @@ def write_stats_page(path: Path, folder: Path, stats: DatasetStats) -> None:
     rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in _facts(stats)
     )
-    body = f"<h1>{escape(str(folder))}</h1><table>{rows}</table><h2>Counts</h2><div class='charts'>{''.join(charts)}</div>"
-    write_page(path, f"{folder}: statistics", body)
+    head = f"<h1>{escape(str(folder))}</h1><table>{rows}</table><h2>Counts</h2>"
+    write_page(path, f"{folder}: statistics", f"{head}<div class='charts'>{''.join(charts)}</div>")
 
 
 def _facts(stats: DatasetStats) -> list[tuple[str, str]]:

@@ -30,6 +30,7 @@ def test_two_ranks_train_and_a_resumed_run_goes_on_from_its_checkpoint(tmp_path)
         f"data.train={tmp_path / 'train'}",
         f"run.root={tmp_path}",
         "run.tensorboard=false",
+        "data.sampling=balanced",
         "sft.batch_size=4",
         "sft.microbatch_size=2",
         "learner.num_ranks=2",
