@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from alphadrive.actions import Plan
-from alphadrive.world.choices import KINDS, Frequencies, Kind
+from alphadrive.world.choices import FREQUENCIES, KINDS, Frequencies, Kind
 from alphadrive.world.kinds import Population, View, views
 from alphadrive.world.kinematics import acceptable_plans
 from alphadrive.world.render import HEIGHT, WIDTH, render
@@ -44,10 +44,13 @@ def best_plans(train: Sequence[View]) -> dict[tuple[int, str], Plan]:
 
 def print_figures() -> None:
     """For each kind: rows, and what a constant, a driver without eyes and the teacher reach."""
-    blind = best_plans(list(rows_of("plain", "train", 2 * NUM_SCENES)))
+    blind_by_frequencies: dict[Frequencies, dict[tuple[int, str], Plan]] = {
+        each: best_plans(list(rows_of("plain", "train", 2 * NUM_SCENES, each))) for each in FREQUENCIES
+    }
     print("| scenes | rows | several plans | always one plan | speed and route | the teacher |")
     print("|---|---|---|---|---|---|")
     for kind, frequencies in [*((kind, "balanced") for kind in KINDS), ("plain", "boreas")]:
+        blind = blind_by_frequencies[frequencies]
         held_out = list(rows_of(kind, "eval", NUM_SCENES, frequencies))
         good = [acceptable_plans(view.scene) for view in held_out]
         constant = max(Counter(plan for plans in good for plan in plans).values())
