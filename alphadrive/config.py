@@ -53,6 +53,8 @@ class DataConfig:
     eval: str | None = None
     num_rows: int | None = None
     """Use only the first rows of `train`."""
+    sampling: str = "uniform"
+    """`uniform`: every row once an epoch; `balanced`: every recorded plan equally often, for SFT and GRPO."""
 
 
 @dataclass

@@ -65,6 +65,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
     "learner.zero_stage": (0, 1, 2, 3),
     "rewards.variant": ("paper", "random"),
+    "data.sampling": ("uniform", "balanced"),
     "sft.target": ("teacher", "recorded"),
 }
 

@@ -21,6 +21,7 @@ from alphadrive.evaluation import EvalResult, evaluate, evaluate_samples
 from alphadrive.image_controls import IMAGE_MODES, derangement, write_blank_copy
 from alphadrive.metrics import VarietyMetrics, majority_baseline
 from alphadrive.model_source import model_folder_of
+from alphadrive.pairs import pairs_as_dict
 from alphadrive.types import DrivingQuery
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ def write_eval(folder: Path, options: EvalOptions, reports: list[EvalReport]) ->
             "seconds": report.greedy.seconds,
             "greedy": report.greedy.metrics.as_dict(),
             "variety": None if report.variety is None else asdict(report.variety),
+            "pairs": pairs_as_dict(report.greedy.predictions),
         }
     write_json(folder / "eval.json", content)
     lines = [

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from alphadrive.actions import Plan
+from alphadrive.pairs import print_pairs
 
 if TYPE_CHECKING:
     from alphadrive.engine_evaluation import EvalOptions, EvalReport
@@ -35,6 +36,7 @@ def print_eval(
     for report in reports:
         console.print(_summary_table(options, report, majority))
         console.print(_action_table(report))
+        print_pairs(report.greedy.predictions, console)
 
 
 def _summary_table(options: "EvalOptions", report: "EvalReport", majority: tuple[Plan, float]) -> Table:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from alphadrive.capacity import check_disk, check_memory
 from alphadrive.config import Config
+from alphadrive.data.scenes import check_apart
 from alphadrive.dataset_check import DatasetLengths, check_dataset
 from alphadrive.errors import ConfigError, DataError, ModelError
 from alphadrive.model_folder import num_parameters, read_json
@@ -63,6 +64,10 @@ def check_run(config: Config, stage: Stage) -> RunCheck:
             Path(config.data.eval), folder, max_pixels=max_pixels, num_rows=config.eval.num_rows
         )
         _check_lengths(config, "eval", eval_lengths, "data.eval")
+        if train is not None:
+            check_apart(
+                Path(config.data.train), Path(config.data.eval), config.data.num_rows, config.eval.num_rows
+            )
     return RunCheck(
         model_folder=folder,
         num_parameters=parameters,

@@ -6,8 +6,6 @@ holds runs (`runs/demo/` with `sft/` and `grpo/`) gets one page with a section f
 and SVG only: the page can be sent to somebody as it is.
 """
 
-import base64
-import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -22,8 +20,8 @@ from alphadrive.atomic import write_text
 from alphadrive.config import load_config
 from alphadrive.data.parquet import DrivingDataset
 from alphadrive.errors import InputError, RunFolderError
+from alphadrive.html_page import html_page, image_tag
 from alphadrive.report_charts import Series, line_chart, number
-from alphadrive.resources import shipped
 from alphadrive.run_folder import read_metrics
 
 CHARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -65,13 +63,7 @@ def write_report(folder: Path) -> Path:
         body += [_curves(lines), _timings(lines), _rollouts(run)]
     if not runs:
         body.append('<p class="note">No metrics.jsonl: no step has been recorded.</p>')
-    style = shipped("report.css").read_text(encoding="utf-8")
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(folder.resolve().name)}</title><style>{style}</style></head>"
-        f"<body>{''.join(body)}</body></html>\n"
-    )
+    page = html_page(folder.resolve().name, "".join(body))
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
@@ -210,8 +202,4 @@ class _Images:
             image = self._dataset.image(row)
         except (InputError, IndexError) as error:
             return f'<p class="note">No image: {escape(str(error))}</p>'
-        image.thumbnail((_IMAGE_WIDTH, _IMAGE_WIDTH))
-        encoded = io.BytesIO()
-        image.save(encoded, format="JPEG", quality=85)
-        content = base64.b64encode(encoded.getvalue()).decode("ascii")
-        return f'<img alt="front camera" src="data:image/jpeg;base64,{content}">'
+        return image_tag(image, _IMAGE_WIDTH)

@@ -1,13 +1,16 @@
-"""Line charts as inline SVG, for `alphadrive.report`. No script, no external font, no dependency."""
+"""Line and bar charts as inline SVG, for `alphadrive.report` and `alphadrive data stats`. No script, no
+external font, no dependency."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 380, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 22
 _SMOOTH_ABOVE = 40
+_BAR, _BAR_GAP, _BAR_LEFT, _BAR_RIGHT = 12, 6, 160, 92
+_LABEL_LETTERS = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,37 @@ def line_chart(title: str, series: Sequence[Series]) -> str:
         f"<figure><figcaption>{escape(title)}</figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">'
         f'{"".join(parts)}</svg><div class="legend">{legend}</div></figure>'
+    )
+
+
+def bar_chart(title: str, labels: Sequence[str], counts: Mapping[str, Sequence[int]], total: int) -> str:
+    """A `<figure>` with a horizontal bar for each label and each named series of counts, and its share.
+
+    Every series in `counts` has one count a label; shares are of `total`, the number of rows.
+    """
+    longest = max((count for series in counts.values() for count in series), default=0) or 1
+    names, parts = list(counts), []
+    row_height = _BAR * len(names) + _BAR_GAP
+    for place, label in enumerate(labels):
+        top = place * row_height
+        shown = label if len(label) <= _LABEL_LETTERS else f"{label[: _LABEL_LETTERS - 1]}…"
+        middle = top + _BAR * len(names) / 2 + 4
+        parts.append(f'<text x="{_BAR_LEFT - 8}" y="{middle:.1f}" text-anchor="end">{escape(shown)}</text>')
+        for index, name in enumerate(names):
+            count, y = counts[name][place], top + index * _BAR
+            width = count / longest * (WIDTH - _BAR_LEFT - _BAR_RIGHT)
+            share = f"{count:,} ({100 * count / max(1, total):.1f} %)"
+            size = f'x="{_BAR_LEFT}" y="{y}" width="{width:.1f}" height="{_BAR - 1}"'
+            parts.append(
+                f'<rect class="c{index % 6}" {size}/>'
+                f'<text x="{_BAR_LEFT + width + 5:.1f}" y="{y + _BAR - 3}">{share}</text>'
+            )
+    legend = "".join(f'<span class="c{index % 6}">{escape(name)}</span>' for index, name in enumerate(names))
+    height = max(1, len(labels)) * row_height
+    return (
+        f"<figure><figcaption>{escape(title)}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title, quote=True)}">'
+        f'<g class="grid bars">{"".join(parts)}</g></svg><div class="legend">{legend}</div></figure>'
     )
 
 

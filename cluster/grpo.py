@@ -28,6 +28,7 @@ from cluster.queries import QueryLedger
 from cluster.recorder import GrpoRecorder
 from cluster.reward_pool import RewardPool
 from cluster.rollout_pool import RolloutPool
+from cluster.row_order import row_order
 from cluster.weight_sync import WeightSync
 from rollout.settings import EngineSettings, engine_settings, greedy_sampling, group_sampling
 
@@ -107,6 +108,7 @@ async def drive(attempt: Attempt, system: System) -> None:
         dataset.query,
         len(dataset),
         seed=config.seed,
+        order=row_order(config.data.sampling, Path(config.data.train), len(dataset), config.seed),
         max_dead_letters=int(config.rewards.max_dead_letter_share * num_groups),
         state=saved.get("queries"),
     )

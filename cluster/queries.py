@@ -1,12 +1,13 @@
 """The order of the queries, and the ledger of how each ended.
 
-Every epoch is a seeded shuffle of all rows; a step may hold groups of two epochs. The ledger goes into
-every checkpoint: a run that resumes asks again for the queries that had not ended there, and for no
+An epoch has as many draws as the dataset has rows. Which rows it draws is told by a
+`cluster.row_order.RowOrder`: each once in a seeded shuffle, or, balanced, some several times and some not;
+then every *draw* is a query that ends exactly once. A step may hold groups of two epochs. The ledger goes
+into every checkpoint: a run that resumes asks again for the queries that had not ended there, and for no
 other. Called by `cluster.loop`; knows neither Ray nor pixels.
 """
 
 import logging
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from alphadrive.errors import CheckpointError, DeadLetterError
 from alphadrive.types import DrivingQuery
 from cluster.loop import Outcome
+from cluster.row_order import RowOrder, uniform_order
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +23,11 @@ logger = logging.getLogger(__name__)
 class QueryLedger:
     """Hands out queries in order and remembers how each ended.
 
-    `query_of_row` reads a query; `max_dead_letters` may be dead-lettered before DeadLetterError;
-    `max_epochs` ends the stream (None: never); `state` is what `state()` gave at a checkpoint.
+    `query_of_row` reads a query; `order` is which rows each epoch draws (None: all in a shuffle by
+    `seed`); `max_dead_letters` may be dead-lettered before DeadLetterError; `max_epochs` ends the stream
+    (None: never); `state` is what `state()` gave at a checkpoint.
+
+    A draw is known by its number: the row, plus `num_rows` for every time the row came before in the epoch.
     """
 
     def __init__(
@@ -31,6 +36,7 @@ class QueryLedger:
         num_rows: int,
         *,
         seed: int,
+        order: RowOrder | None = None,
         max_dead_letters: int,
         max_epochs: int | None = None,
         state: dict[str, Any] | None = None,
@@ -38,6 +44,7 @@ class QueryLedger:
         self._query_of_row = query_of_row
         self._num_rows = num_rows
         self._seed = seed
+        self._order = order or uniform_order(num_rows, seed)
         self._max_dead_letters = max_dead_letters
         self._max_epochs = max_epochs
         self._open: dict[int, tuple[int, int, str]] = {}
@@ -49,16 +56,16 @@ class QueryLedger:
         self.has_no_signal = False
         if state is not None:
             self._restore(state)
-        self._stream = self._rows()
+        self._stream = self._draws()
 
     def take(self, ticket: int) -> DrivingQuery | None:
         """The next query, known by `ticket` until it is settled; None at the end of the stream."""
-        epoch_row = next(self._stream, None)
-        if epoch_row is None:
+        epoch_draw = next(self._stream, None)
+        if epoch_draw is None:
             return None
-        epoch, row = epoch_row
-        query = self._query_of_row(row)
-        self._open[ticket] = (epoch, row, query.query_id)
+        epoch, draw = epoch_draw
+        query = self._query_of_row(draw % self._num_rows)
+        self._open[ticket] = (epoch, draw, query.query_id)
         self._issued[epoch] += 1
         return query
 
@@ -70,18 +77,18 @@ class QueryLedger:
         Raises KeyError for a ticket that is not open (a query would end twice), DeadLetterError when
         more were dead-lettered than allowed.
         """
-        epoch, row, query_id = self._open.pop(ticket)
+        epoch, draw, query_id = self._open.pop(ticket)
         ended = self._epochs.setdefault(epoch, {})
-        if row in ended:
-            raise KeyError(f"row {row} of epoch {epoch} has ended before, as {ended[row]}")
-        ended[row] = outcome.value
+        if draw in ended:
+            raise KeyError(f"draw {draw} of epoch {epoch} has ended before, as {ended[draw]}")
+        ended[draw] = outcome.value
         self._signals[epoch] += has_signal
         if len(ended) == self._num_rows:
             self.has_no_signal |= self._signals[epoch] == 0
             self._closed_epochs[epoch] = dict(Counter(ended.values()))
             del self._epochs[epoch]
         if outcome is Outcome.DEAD_LETTERED:
-            self._dead_letter(epoch, row, query_id, error)
+            self._dead_letter(epoch, draw % self._num_rows, query_id, error)
 
     def counts(self) -> dict[int, dict[str, int]]:
         """For every epoch: how many queries were issued in this attempt, and how many ended how."""
@@ -101,38 +108,47 @@ class QueryLedger:
         return {
             "num_rows": self._num_rows,
             "seed": self._seed,
+            "sampling": self._order.sampling,
             "closed_epochs": {str(epoch): counts for epoch, counts in self._closed_epochs.items()},
             "open_epochs": {
-                str(epoch): {str(row): outcome for row, outcome in rows.items()}
-                for epoch, rows in self._epochs.items()
+                str(epoch): {str(draw): outcome for draw, outcome in draws.items()}
+                for epoch, draws in self._epochs.items()
             },
             "signals": {str(epoch): self._signals[epoch] for epoch in self._epochs},
             "dead_letters": self.dead_letters,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
-        for key, mine in (("num_rows", self._num_rows), ("seed", self._seed)):
-            if state[key] != mine:
+        of_checkpoint = {"sampling": "uniform", **state}
+        for key, mine in (
+            ("num_rows", self._num_rows),
+            ("seed", self._seed),
+            ("sampling", self._order.sampling),
+        ):
+            if of_checkpoint[key] != mine:
                 raise CheckpointError(
-                    f"the checkpoint's ledger has {key}={state[key]}, this run {mine}: resume with the "
-                    "configuration and the data that the run started with"
+                    f"the checkpoint's ledger has {key}={of_checkpoint[key]}, this run {mine}: resume with "
+                    "the configuration and the data that the run started with"
                 )
         self._closed_epochs = {int(epoch): dict(counts) for epoch, counts in state["closed_epochs"].items()}
         self._epochs = {
-            int(epoch): {int(row): outcome for row, outcome in rows.items()}
-            for epoch, rows in state["open_epochs"].items()
+            int(epoch): {int(draw): outcome for draw, outcome in draws.items()}
+            for epoch, draws in state["open_epochs"].items()
         }
         self._signals.update({int(epoch): count for epoch, count in state["signals"].items()})
         self.dead_letters = list(state["dead_letters"])
 
-    def _rows(self) -> Iterator[tuple[int, int]]:
+    def _draws(self) -> Iterator[tuple[int, int]]:
         epoch = 0
         while self._max_epochs is None or epoch < self._max_epochs:
             if epoch not in self._closed_epochs:
-                order = list(range(self._num_rows))
-                random.Random(f"{self._seed}/{epoch}").shuffle(order)
                 ended = set(self._epochs.get(epoch, ()))
-                yield from ((epoch, row) for row in order if row not in ended)
+                times: Counter[int] = Counter()
+                for row in self._order.epoch_rows(epoch):
+                    draw = row + times[row] * self._num_rows
+                    times[row] += 1
+                    if draw not in ended:
+                        yield epoch, draw
             epoch += 1
 
     def _dead_letter(self, epoch: int, row: int, query_id: str, error: Exception | None) -> None:

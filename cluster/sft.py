@@ -1,11 +1,10 @@
-"""SFT on the learner's ranks: a seeded shuffle of the rows each epoch, one optimizer step a batch.
+"""SFT on the learner's ranks: the rows in the order of `cluster.row_order`, one optimizer step a batch.
 
 No engines, no rewards; the same gang of ranks, run folder, checkpoints and signals as GRPO.
 """
 
 import asyncio
 import json
-import random
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from alphadrive.data.parquet import DrivingDataset
 from cluster.launch import Attempt
 from cluster.learner_group import LearnerGroup
 from cluster.recorder import LEDGER_FILE
+from cluster.row_order import RowOrder, row_order
 
 
 async def train_sft(attempt: Attempt) -> None:
@@ -38,25 +38,25 @@ async def train_sft(attempt: Attempt) -> None:
         learner.kill()
 
 
-def batch_rows(seed: int, num_rows: int, batch_size: int, step: int) -> list[int]:
-    """The rows of step `step` (from 1): the epochs' shuffles end to end, cut into batches.
+def batch_rows(order: RowOrder, num_rows: int, batch_size: int, step: int) -> list[int]:
+    """The rows of step `step` (from 1): the epochs end to end, cut into batches. `num_rows` is the length
+    of an epoch.
 
-    >>> sorted(batch_rows(0, 4, 2, 1) + batch_rows(0, 4, 2, 2))
+    >>> sorted(batch_rows(uniform_order(4, 0), 4, 2, 1) + batch_rows(uniform_order(4, 0), 4, 2, 2))
     [0, 1, 2, 3]
     """
     first = (step - 1) * batch_size
     rows: list[int] = []
     for epoch in range(first // num_rows, (first + batch_size - 1) // num_rows + 1):
-        order = list(range(num_rows))
-        random.Random(f"{seed}/{epoch}").shuffle(order)
         start = max(0, first - epoch * num_rows)
-        rows += order[start : start + batch_size - len(rows)]
+        rows += order.epoch_rows(epoch)[start : start + batch_size - len(rows)]
     return rows
 
 
 async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
     config = attempt.config
     num_rows = len(DrivingDataset(config.data.train, config.data.num_rows))
+    order = row_order(config.data.sampling, Path(config.data.train), num_rows, config.seed)
     stopping = asyncio.Event()
     attempt.stop.on_stop = stopping.set
     attempt.status.write(status="running")
@@ -65,7 +65,7 @@ async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
     for step in range(attempt.version.step + 1, config.sft.steps + 1):
         if stopping.is_set():
             break
-        rows = batch_rows(config.seed, num_rows, config.sft.batch_size, step)
+        rows = batch_rows(order, num_rows, config.sft.batch_size, step)
         result = await learner.sft_step(rows)
         attempt.run.write_metrics(step, result.metrics)
         figures = {

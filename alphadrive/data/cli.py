@@ -1,14 +1,18 @@
-"""`alphadrive data import | synth | validate`: arguments in, one line out.
+"""`alphadrive data import | synth | validate`: arguments in, one line out. What looks at data and splits
+it is in `alphadrive.data.tools_cli`.
 
 `alphadrive.cli` calls `add_data_parser` and then the parsed `run(args)`, which returns the exit code.
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
 from alphadrive.data.import_command import add_import_parser
+from alphadrive.data.tools_cli import add_tool_parsers
 from alphadrive.errors import ConfigError
+from alphadrive.world.choices import FREQUENCIES, KINDS
 
 
 def add_data_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -23,12 +27,35 @@ def add_data_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
     synth.add_argument("--num", type=int, required=True, metavar="N", help="number of scenes")
     synth.add_argument("--seed", type=int, default=0, metavar="S", help="seed (default: 0)")
     synth.add_argument("--split", default="train", help="train, eval or another name (default: train)")
+    synth.add_argument(
+        "--kind",
+        choices=KINDS,
+        default="plain",
+        help="what the scenes test, see docs/world.md (default: plain)",
+    )
+    synth.add_argument(
+        "--frequencies",
+        choices=FREQUENCIES,
+        default="balanced",
+        help="how often each plan is driven (default: balanced)",
+    )
     synth.set_defaults(run=_synth)
 
-    validate = commands.add_parser("validate", help="report every problem of a dataset")
-    validate.add_argument("folder", type=Path, metavar="DIR", help="a folder of Parquet shards")
+    validate = commands.add_parser(
+        "validate",
+        help="report every problem of a dataset",
+        description="Report every problem of each folder, and every scene that stands in two splits.",
+    )
+    validate.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="folders of Parquet shards, for example all splits",
+    )
     validate.add_argument("--model", metavar="M", help="also refuse this model's special tokens in text")
     validate.set_defaults(run=_validate)
+    add_tool_parsers(commands)
 
 
 def _synth(args: argparse.Namespace) -> int:
@@ -38,15 +65,18 @@ def _synth(args: argparse.Namespace) -> int:
 
     if args.num < 1:
         raise ConfigError(f"--num={args.num}: expected 1 or more scenes")
-    records = synthesize(args.num, args.seed, args.split)
+    records = synthesize(args.num, args.seed, args.split, kind=args.kind, frequencies=args.frequencies)
     candidates = (Candidate(where=f"scene {index}", record=record) for index, record in enumerate(records))
     num_written, _ = write_valid_records(candidates, args.out)
-    print(f"{args.out}: {num_written} scenes of split {args.split}, seed {args.seed}")
+    kind = "" if args.kind == "plain" else f"{args.kind} "
+    pairs = f" in {args.num} pairs" if num_written != args.num else ""
+    print(f"{args.out}: {num_written} {kind}scenes{pairs} of split {args.split}, seed {args.seed}")
     return 0
 
 
 def _validate(args: argparse.Namespace) -> int:
     from alphadrive.data.parquet import DrivingDataset
+    from alphadrive.data.scenes import split_problems
     from alphadrive.data.validate import iter_problems
 
     special_tokens: tuple[str, ...] = ()
@@ -54,12 +84,14 @@ def _validate(args: argparse.Namespace) -> int:
         from alphadrive.model_folder import resolve_model, special_tokens_of
 
         special_tokens = special_tokens_of(resolve_model(args.model))
+    found = (iter_problems(folder, special_tokens) for folder in args.folders)
     num_problems = 0
-    for problem in iter_problems(args.folder, special_tokens):
+    for problem in itertools.chain(*found, split_problems(args.folders)):
         print(problem, file=sys.stderr)
         num_problems += 1
     if num_problems:
-        print(f"{args.folder}: {num_problems} problems", file=sys.stderr)
+        print(f"{', '.join(map(str, args.folders))}: {num_problems} problems", file=sys.stderr)
         return 2
-    print(f"{args.folder}: {len(DrivingDataset(args.folder))} rows, valid")
+    for folder in args.folders:
+        print(f"{folder}: {len(DrivingDataset(folder))} rows, valid")
     return 0

@@ -26,8 +26,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneratio
 
 from alphadrive.tiny.model import build_model, save_folder
 from alphadrive.tiny.tokenizer import build_tokenizer
-from alphadrive.world.dataset import scene_seed
 from alphadrive.world.describe import describe, describe_prompt
+from alphadrive.world.kinds import scene_seed
 from alphadrive.world.render import HEIGHT, WIDTH, render
 from alphadrive.world.sampling import sample_scene
 

@@ -8,19 +8,20 @@ junction mouths and free lanes are drawn large enough to be told apart at that s
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from alphadrive.world.look import HEIGHT, SUPERSAMPLING, USUAL_LOOK, WIDTH, Camera, Colour, Look
 from alphadrive.world.scene import JUNCTION_DEPTH_M, LANE_WIDTH_M, Clutter, Scene, Vehicle
 
-WIDTH, HEIGHT = 224, 112
-_SCALE = 2
-_FAR_M = 140.0
+__all__ = ["HEIGHT", "WIDTH", "render"]
 
-Colour = tuple[int, int, int]
+_SCALE = SUPERSAMPLING
+_FAR_M = 140.0
+_PATCH_M = 0.6
+
 _SKY: dict[str, Colour] = {"day": (150, 190, 230), "dusk": (205, 150, 120), "night": (22, 26, 44)}
 _HAZE: dict[str, Colour] = {"day": (196, 202, 208), "dusk": (170, 145, 135), "night": (48, 52, 62)}
 _LIT = {"day": 1.0, "dusk": 0.72, "night": 0.42}
@@ -28,29 +29,14 @@ _LAMP: dict[str, Colour] = {"red": (255, 40, 30), "amber": (255, 185, 30), "gree
 _BODY = {"car": (1.85, 1.45), "van": (2.0, 2.1), "truck": (2.4, 3.0)}
 
 
-@dataclass(frozen=True, slots=True)
-class Camera:
-    """A pinhole camera `height_m` above the road; focal length and centre in final pixels."""
-
-    height_m: float = 1.7
-    focal_px: float = 170.0
-    centre_u: float = WIDTH / 2
-    horizon_v: float = 50.0
-
-    def project(self, x_m: float, y_m: float, z_m: float) -> tuple[float, float]:
-        """Pixel (u, v) of a point ahead of the camera, in the supersampled picture."""
-        x = max(x_m, 0.8)
-        u = self.centre_u - self.focal_px * y_m / x
-        v = self.horizon_v + self.focal_px * (self.height_m - z_m) / x
-        return u * _SCALE, v * _SCALE
-
-
 class _Painter:
-    def __init__(self, scene: Scene, camera: Camera) -> None:
+    def __init__(self, scene: Scene, look: Look) -> None:
         self.scene = scene
-        self.camera = camera
+        self.look = look
+        self.camera: Camera = look.camera
         self.rng = random.Random(scene.seed)
-        self.sight_m = {"clear": 260.0, "rain": 110.0, "fog": 42.0, "snow": 75.0}[scene.weather]
+        sight_m = {"clear": 260.0, "rain": 110.0, "fog": 42.0, "snow": 75.0}[scene.weather]
+        self.sight_m = sight_m * look.sight
         self.image = Image.new("RGB", (WIDTH * _SCALE, HEIGHT * _SCALE), _SKY[scene.daylight])
         self.draw = ImageDraw.Draw(self.image)
 
@@ -99,11 +85,13 @@ class _Painter:
         self.draw.ellipse((u - r, v - r, u + r, v + r), fill=self.shade(colour, x, glows))
 
 
-def render(scene: Scene, camera: Camera | None = None) -> Image.Image:
-    """The front image of a scene, 224 x 112 RGB. Same scene, same pixels."""
-    painter = _Painter(scene, camera or Camera())
+def render(scene: Scene, look: Look = USUAL_LOOK) -> Image.Image:
+    """The front image of a scene, 224 x 112 RGB. Same scene and look, same pixels."""
+    painter = _Painter(scene, look)
     _ground(painter)
     _road(painter)
+    if look.mottling:
+        _mottle(painter)
     things: list[tuple[float, Callable[[], None]]] = []
     things += [(clutter.distance_m, partial(_clutter, painter, clutter)) for clutter in scene.clutter]
     vehicles = [*scene.neighbours, *([scene.lead] if scene.lead else [])]
@@ -128,7 +116,7 @@ def _ground(painter: _Painter) -> None:
         share = hazed * v / horizon + (0.3 if scene.weather != "clear" else 0.0) * (1 - v / horizon)
         r, g, b = (round(s * (1 - share) + h * share) for s, h in zip(sky, haze, strict=True))
         draw.rectangle((0, v, WIDTH * _SCALE, v + _SCALE), fill=(r, g, b))
-    soil = (215, 218, 224) if scene.weather == "snow" else (82, 112, 62)
+    soil = painter.look.snowy_verge if scene.weather == "snow" else painter.look.verge
     for v in range(horizon, HEIGHT * _SCALE, _SCALE):
         x_m = painter.camera.focal_px * painter.camera.height_m / max((v - horizon) / _SCALE, 0.8)
         draw.rectangle((0, v, WIDTH * _SCALE, v + _SCALE), fill=painter.shade(soil, x_m))
@@ -138,13 +126,13 @@ def _road(painter: _Painter) -> None:
     scene, road = painter.scene, painter.scene.road
     left = (road.ego_lane + 0.5) * LANE_WIDTH_M
     right = -(road.num_lanes - road.ego_lane - 0.5) * LANE_WIDTH_M
-    asphalt: Colour = (96, 98, 102) if scene.weather != "rain" else (74, 78, 86)
-    kerb: Colour = (150, 148, 142)
+    look = painter.look
+    asphalt = look.asphalt if scene.weather != "rain" else look.wet_asphalt
     junction = scene.junction
     end = _FAR_M
     if junction is not None and not junction.has_ahead:
         end = junction.distance_m + JUNCTION_DEPTH_M
-    painter.strip(left + LANE_WIDTH_M + 2.0, right - 2.0, kerb, end=end)
+    painter.strip(left + LANE_WIDTH_M + 2.0, right - 2.0, look.kerb, end=end)
     painter.strip(left + LANE_WIDTH_M, right, asphalt, end=end)
     marked_to = end
     if junction is not None:
@@ -174,6 +162,19 @@ def _road(painter: _Painter) -> None:
         while y > right:
             painter.quad([(x, y, 0), (x + 2.4, y, 0), (x + 2.4, y - 0.5, 0), (x, y - 0.5, 0)], white)
             y -= 1.1
+
+
+def _mottle(painter: _Painter) -> None:
+    """Patches on everything that lies flat, in perspective; finer than a pixel far away, so faded there."""
+    camera, top = painter.camera, math.ceil(painter.camera.horizon_v * _SCALE) + 1
+    pixels = np.asarray(painter.image, dtype=np.float32).copy()
+    v, u = np.mgrid[top : HEIGHT * _SCALE, 0 : WIDTH * _SCALE] / _SCALE
+    x_m = camera.focal_px * camera.height_m / (v - camera.horizon_v)
+    y_m = (u - camera.centre_u) * x_m / camera.focal_px
+    patches = np.random.default_rng(painter.scene.seed).normal(0.0, painter.look.mottling, (64, 64))
+    shade = patches[(x_m / _PATCH_M).astype(int) % 64, np.floor(y_m / _PATCH_M).astype(int) % 64]
+    pixels[top:] += (shade * np.exp(-x_m / 15.0) * _LIT[painter.scene.daylight])[:, :, None]
+    painter.image.paste(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)))
 
 
 def _vehicle(painter: _Painter, vehicle: Vehicle) -> None:
@@ -282,11 +283,11 @@ def _weather(painter: _Painter, image: Image.Image) -> Image.Image:
     scene, rng = painter.scene, painter.rng
     draw = ImageDraw.Draw(image)
     if scene.weather == "rain":
-        for _ in range(60):
+        for _ in range(round(60 * painter.look.precipitation)):
             u, v = rng.uniform(0, WIDTH), rng.uniform(0, HEIGHT)
             draw.line((u, v, u - 1.5, v + 6), fill=painter.shade((170, 176, 188), 20.0))
     elif scene.weather == "snow":
-        for _ in range(70):
+        for _ in range(round(70 * painter.look.precipitation)):
             u, v = rng.uniform(0, WIDTH), rng.uniform(0, HEIGHT)
             draw.point((u, v), fill=(236, 238, 242))
     grain = np.random.default_rng(scene.seed).normal(0.0, 3.0, (HEIGHT, WIDTH, 1))

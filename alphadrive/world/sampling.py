@@ -5,9 +5,10 @@ majority nor speed and route alone say much about them.
 """
 
 import random
+from collections.abc import Callable, Mapping
 
 from alphadrive.actions import Plan, parse_plan
-from alphadrive.world.kinematics import acceptable_plans
+from alphadrive.world.kinematics import acceptable_plans, is_faultless
 from alphadrive.world.scene import (
     Clutter,
     ClutterKind,
@@ -41,21 +42,31 @@ PLAN_SHARES = {
 }
 """Share of each recorded plan. STRAIGHT is 54 % of them; no plan is above 15 %."""
 
+Adapt = Callable[[Scene], Scene | None]
+_MAX_PROPOSALS = 2000
+
 _CAR_COLOURS = ((150, 35, 35), (40, 60, 130), (215, 215, 215), (60, 60, 66), (125, 130, 135), (190, 165, 70))
 _CLUTTER: tuple[ClutterKind, ...] = ("tree", "tree", "house", "parked_car", "sign", "lamp", "oncoming_car")
 _COMMANDS: tuple[Command, ...] = ("ahead", "turn_left", "turn_right", "move_left", "move_right")
 
 
-def sample_scene(seed: int) -> tuple[Scene, Plan]:
-    """A scene and the plan its driver followed, one of the acceptable ones. Same seed, same scene."""
+def sample_scene(
+    seed: int, shares: Mapping[str, float] = PLAN_SHARES, adapt: Adapt | None = None
+) -> tuple[Scene, Plan]:
+    """A scene and the plan its driver followed, one of the acceptable ones. Same seed, same scene.
+
+    The plan is drawn by `shares`. `adapt` turns a proposal into the kind of scene that is wanted, or
+    refuses it (None); where it and a plan hardly go together, another plan is drawn.
+    """
     rng = random.Random(f"scene-{seed}")
-    target = rng.choices(list(PLAN_SHARES), weights=list(PLAN_SHARES.values()))[0]
-    plan = parse_plan(target)
-    assert plan is not None
     while True:
-        scene = _propose(rng, plan)
-        if plan in acceptable_plans(scene):
-            return scene, plan
+        plan = parse_plan(rng.choices(list(shares), weights=list(shares.values()))[0])
+        assert plan is not None
+        for _ in range(_MAX_PROPOSALS):
+            proposed = _propose(rng, plan)
+            scene = proposed if adapt is None else adapt(proposed)
+            if scene and is_faultless(scene, plan) and plan in acceptable_plans(scene):
+                return scene, plan
 
 
 def _propose(rng: random.Random, plan: Plan) -> Scene:

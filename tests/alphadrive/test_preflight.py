@@ -33,7 +33,8 @@ def config(
     content["text_config"] = {**sizes, "max_position_embeddings": 4096}
     (folder / "config.json").write_text(json.dumps(content))
     write_records((make_record(index) for index in range(6)), tmp_path / "train", rows_per_shard=4)
-    write_records((make_record(index) for index in range(3)), tmp_path / "eval")
+    held_out = (make_record(index, scene_id=f"held-out-{index}") for index in range(3))
+    write_records(held_out, tmp_path / "eval")
     config = Config()
     config.run.root = str(tmp_path / "runs")
     config.model.path = str(folder)
@@ -257,3 +258,19 @@ def test_a_folder_with_a_package_of_our_name_is_no_place_to_start_from(
     check_run(config, "eval")
     with pytest.raises(ConfigError, match="a package 'rewards' of its own"):
         check_run(config, "grpo")
+
+
+def test_a_scene_of_the_training_data_is_refused_in_the_evaluation_data(
+    config: Config, make_record: MakeRecord
+) -> None:
+    rewrite(config, *(make_record(index, scene_id=f"held-out-{index + 2}") for index in range(4)))
+    check_run(config, "sft")
+    with pytest.raises(DataError, match=r"'held-out-2' is in data.eval here and in data.train in .*row 0"):
+        check_run(config, "grpo")
+    config.eval.num_rows = 2
+    check_run(config, "grpo")
+
+
+def test_one_folder_for_training_and_evaluation_is_taken_as_meant(config: Config) -> None:
+    config.data.eval = config.data.train
+    check_run(config, "grpo")

@@ -8,6 +8,7 @@ from alphadrive.errors import CheckpointError, DeadLetterError
 from alphadrive.types import DrivingQuery
 from cluster.loop import Outcome
 from cluster.queries import QueryLedger
+from cluster.row_order import balanced_order, uniform_order
 
 
 def query_of_row(row):
@@ -79,3 +80,42 @@ def test_a_ledger_of_other_data_is_refused():
     state = make_ledger().state()
     with pytest.raises(CheckpointError, match="num_rows=6, this run 7"):
         make_ledger(num_rows=7, state=state)
+
+
+PLANS = ["KEEP"] * 4 + ["STOP"]
+
+
+def test_in_a_balanced_epoch_every_draw_ends_exactly_once():
+    """Five rows of two plans: two or three draws of the one STOP row an epoch, each a query of its own."""
+    ledger = make_ledger(num_rows=5, order=balanced_order(PLANS, seed=0))
+    rows = rows_of(ledger, 10)
+    assert rows.count(4) == 5
+    for ticket in range(10):
+        ledger.settle(ticket, Outcome.TRAINED, has_signal=True)
+    assert ledger.counts() == {0: {"issued": 5, "trained": 5}, 1: {"issued": 5, "trained": 5}}
+    with pytest.raises(KeyError):
+        ledger.settle(3, Outcome.TRAINED)
+
+
+def test_a_balanced_run_that_resumes_asks_for_the_draws_that_had_not_ended():
+    ledger = make_ledger(num_rows=5, order=balanced_order(PLANS, seed=0))
+    rows = rows_of(ledger, 5)
+    ended = [rows.index(4), (rows.index(4) + 1) % 5]
+    for ticket in ended:
+        ledger.settle(ticket, Outcome.TRAINED, has_signal=True)
+    state = json.loads(json.dumps(ledger.state()))
+    resumed = make_ledger(num_rows=5, order=balanced_order(PLANS, seed=0), state=state)
+    again = rows_of(resumed, 3)
+    assert sorted(again) == sorted(row for ticket, row in enumerate(rows) if ticket not in ended)
+    assert again.count(4) == rows.count(4) - sum(rows[ticket] == 4 for ticket in ended)
+    for ticket in range(3):
+        resumed.settle(ticket, Outcome.TRAINED, has_signal=True)
+    assert resumed.counts()[0]["trained"] == 5
+
+
+def test_a_run_does_not_resume_under_another_sampling():
+    state = make_ledger(num_rows=5).state()
+    with pytest.raises(CheckpointError, match="sampling=uniform, this run balanced"):
+        make_ledger(num_rows=5, order=balanced_order(PLANS, seed=0), state=state)
+    del state["sampling"]
+    assert make_ledger(num_rows=5, order=uniform_order(5, seed=0), state=state).num_ended == 0

@@ -4,18 +4,20 @@ import pytest
 
 from alphadrive.cli import run as run_command
 from alphadrive.config import load_config
+from cluster.row_order import uniform_order
 from cluster.sft import batch_rows
 
 
 def test_batches_go_through_every_epoch_without_losing_or_repeating_a_row():
-    rows = [row for step in range(1, 16) for row in batch_rows(0, 10, 4, step)]
+    order = uniform_order(10, seed=0)
+    rows = [row for step in range(1, 16) for row in batch_rows(order, 10, 4, step)]
     for start in range(0, 60, 10):
         assert sorted(rows[start : start + 10]) == list(range(10))
     assert rows[:10] != rows[10:20]
 
 
 def test_a_batch_may_be_larger_than_the_dataset():
-    assert sorted(batch_rows(0, 3, 9, 2)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert sorted(batch_rows(uniform_order(3, seed=0), 3, 9, 2)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 @pytest.mark.ray
@@ -28,6 +30,7 @@ def test_two_ranks_train_and_a_resumed_run_goes_on_from_its_checkpoint(tmp_path)
         f"data.train={tmp_path / 'train'}",
         f"run.root={tmp_path}",
         "run.tensorboard=false",
+        "data.sampling=balanced",
         "sft.batch_size=4",
         "sft.microbatch_size=2",
         "learner.num_ranks=2",

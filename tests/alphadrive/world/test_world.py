@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from alphadrive.actions import PATHS, SPEEDS, Plan
-from alphadrive.world.dataset import scene_seed, synthesize
+from alphadrive.world.dataset import synthesize
 from alphadrive.world.describe import describe, describe_prompt
+from alphadrive.world.kinds import scene_seed
 from alphadrive.world.kinematics import acceptable_plans, judge, speed_profile, travelled
 from alphadrive.world.render import HEIGHT, WIDTH, render
 from alphadrive.world.sampling import PLAN_SHARES, sample_scene
