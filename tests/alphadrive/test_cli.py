@@ -140,9 +140,9 @@ def test_every_command_runs_something_and_its_example_parses():
         if example:
             assert parser.parse_args(example[1].split()).run is leaf.get_default("run"), words
     examples = re.findall(
-        r"^  alphadrive (demo|data synth|sft|grpo|eval|debug)\b", parser.description, re.MULTILINE
+        r"^  alphadrive (demo|data synth|sft|grpo|eval|predict|debug)\b", parser.description, re.MULTILINE
     )
-    assert examples == ["demo", "data synth", "sft", "grpo", "eval", "debug"]
+    assert examples == ["demo", "data synth", "sft", "grpo", "eval", "predict", "debug"]
 
 
 def test_image_modes_on_the_command_line_are_those_there_are():
