@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from alphadrive.data.cli import add_data_parser
 from alphadrive.errors import AlphaDriveError
 from alphadrive.eval_command import add_eval_parser
+from alphadrive.predict_command import add_predict_parser
 
 if TYPE_CHECKING:
     from cluster.launch import RunResult
@@ -33,7 +34,8 @@ In the order one uses them:
   alphadrive data synth --out data/train --num 4000   make (or import) a dataset
   alphadrive sft CONFIG                               stage 1: imitate a teacher
   alphadrive grpo CONFIG model.path=RUN_OR_FOLDER     stage 2: reinforcement learning
-  alphadrive eval MODEL DATA                          stage 3: planning accuracy
+  alphadrive eval MODEL DATA                          stage 3: what its answers are worth
+  alphadrive predict MODEL IMAGE --speed 8.3 ...      one image in, reasoning and plan out
   alphadrive debug CONFIG                             stage 2 in one process, for breakpoints
 """
 
@@ -75,9 +77,13 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse, with overrides allowed after options too (`grpo demo --overwrite grpo.steps=2`)."""
+    """Parse, with overrides and operands allowed after options too (`grpo demo --overwrite grpo.steps=2`,
+    `eval tiny --samples 8 data`)."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
+    if hasattr(args, "operands"):
+        words = [*args.operands, *(text for text in rest if not text.startswith("-"))]
+        args.operands, rest = words[:2], [*words[2:], *(text for text in rest if text.startswith("-"))]
     unknown = [text for text in rest if text.startswith("-") or "=" not in text]
     if unknown or (rest and not hasattr(args, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
@@ -112,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_debug(commands)
     add_eval_parser(commands)
+    add_predict_parser(commands)
     return parser
 
 

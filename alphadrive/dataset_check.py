@@ -55,11 +55,16 @@ class DatasetLengths:
 
 
 def check_dataset(
-    folder: Path, model_folder: Path, *, max_pixels: int, num_rows: int | None = None
+    folder: Path,
+    model_folder: Path,
+    *,
+    max_pixels: int,
+    num_rows: int | None = None,
+    remember: bool = True,
 ) -> DatasetLengths:
     """Validate every row that is used, with the model's tokenizer; quick when nothing has changed since.
 
-    Raises DataError with all problems.
+    A dataset that is soon gone need not be remembered. Raises DataError with all problems.
     """
     DrivingDataset(folder, num_rows)
     against = [f"max_pixels={max_pixels}", f"num_rows={num_rows}", _text_side_hash(model_folder)]
@@ -78,7 +83,8 @@ def check_dataset(
     problems = iter_problems(folder, processor.special_tokens, num_rows, lengths.check)
     raise_problems(problems, str(folder))
     found = lengths.found()
-    remember_verdict(verdict, asdict(found))
+    if remember:
+        remember_verdict(verdict, asdict(found))
     return found
 
 
@@ -88,6 +94,14 @@ def _text_side_hash(model_folder: Path) -> str:
         if (model_folder / name).is_file():
             digest.update(name.encode() + (model_folder / name).read_bytes())
     return digest.hexdigest()
+
+
+def front_image_tokens(processor: "PromptProcessor", record: DrivingRecord) -> int:
+    """Vision tokens of the latest front image of a valid record."""
+    front = max(
+        (image for image in record.images if image.camera == FRONT_CAMERA), key=lambda image: image.dt_s
+    )
+    return processor.num_image_tokens(front.width, front.height)
 
 
 class _Lengths:
@@ -103,7 +117,7 @@ class _Lengths:
         values = self._values
         values["num_rows"] += 1
         try:
-            image_tokens = self._image_tokens(record)
+            image_tokens = front_image_tokens(self._processor, record)
             prompt = self._num_text_tokens(record) + image_tokens
         except DataError as error:
             return [f"prompt: {error}"]
@@ -122,12 +136,6 @@ class _Lengths:
 
     def found(self) -> DatasetLengths:
         return DatasetLengths(**self._values)
-
-    def _image_tokens(self, record: DrivingRecord) -> int:
-        front = max(
-            (image for image in record.images if image.camera == FRONT_CAMERA), key=lambda image: image.dt_s
-        )
-        return self._processor.num_image_tokens(front.width, front.height)
 
     def _num_text_tokens(self, record: DrivingRecord) -> int:
         key = (f"{record.speed_mps:.1f}", record.navigation)

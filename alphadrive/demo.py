@@ -26,7 +26,7 @@ from rich.table import Table
 from alphadrive.atomic import write_json
 from alphadrive.config import Config, load_config
 from alphadrive.errors import AlphaDriveError, DataError, RunFolderError
-from alphadrive.metrics import paired_difference
+from alphadrive.metrics.statistics import paired_difference
 from alphadrive.report import write_report
 
 CONFIG = "demo"
@@ -124,10 +124,9 @@ def _run_controls(paths: DemoPaths, seed: int) -> None:
         overrides = (f"sft.steps={steps}", f"sft.target={target}", SFT_RANKS)
         trained(name, "sft", *overrides)
     trained("random-reward", "grpo", "rewards.variant=random")
+    _evaluate(config, paths.run, paths, "eval-ablated", "--ablate=image=blank|shuffle")
     for image in ("blank", "shuffle"):
-        outcome = _evaluate(config, paths.run, paths, f"eval-{image}", f"--image={image}")
-        difference, interval = paired_difference(baseline.correct, outcome.correct, seed)
-        controls[f"{image}-image"] = outcome.figures() | {"gain": difference, "gain_ci95": list(interval)}
+        controls[f"{image}-image"] = _ablated(paths.run / "eval-ablated", f"image={image}", baseline, seed)
     controls["majority"] = {"planning_accuracy": baseline.majority}
     write_json(paths.run / "controls.json", controls)
     _print_controls(summary, controls, paths)
@@ -137,32 +136,43 @@ def _run_controls(paths: DemoPaths, seed: int) -> None:
 class _Outcome:
     """What `alphadrive eval` wrote: the accuracy figures and a 1.0 or 0.0 for each scene."""
 
-    greedy: dict[str, Any]
-    variety: dict[str, Any] | None
+    strict: dict[str, Any]
+    samples: dict[str, Any] | None
     majority: float
     correct: list[float]
 
     def figures(self) -> dict[str, Any]:
         """What goes into a summary."""
         kept = ("planning_accuracy", "planning_accuracy_ci95", "invalid_rate", "macro_f1", "num_rows")
-        figures = {name: self.greedy[name] for name in kept}
-        if self.variety:
-            figures["pass_at_8"] = self.variety["pass_at_k"]
-            figures["pass_at_8_rows"] = self.variety["num_rows"]
+        figures = {name: self.strict[name] for name in kept}
+        if self.samples:
+            figures["pass_at_8"] = self.samples["pass_at"]["8"]
+            figures["pass_at_8_rows"] = self.samples["num_rows"]
         return figures
 
 
 def _read_eval(folder: Path) -> _Outcome:
     content = _read_json(folder / "eval.json")
-    lines = (folder / "predictions.jsonl").read_text().splitlines()
-    predictions = [json.loads(line) for line in lines]
-    mode = predictions[0]["image"]
     return _Outcome(
-        greedy=content[mode]["greedy"],
-        variety=content[mode]["variety"],
+        strict=content,
+        samples=content.get("samples"),
         majority=content["majority"]["planning_accuracy"],
-        correct=[float(prediction["is_acceptable"]) for prediction in predictions],
+        correct=_correct(folder / "predictions.jsonl"),
     )
+
+
+def _correct(predictions: Path) -> list[float]:
+    lines = predictions.read_text().splitlines()
+    return [float(json.loads(line)["is_acceptable"]) for line in lines]
+
+
+def _ablated(folder: Path, name: str, baseline: _Outcome, seed: int) -> dict[str, Any]:
+    """The figures of an ablation, its gain over the SFT checkpoint as for every other control."""
+    figures = _read_json(folder / "eval.json")["ablations"][name]
+    correct = _correct(folder / f"predictions-{name.replace('=', '-')}.jsonl")
+    difference, interval = paired_difference(baseline.correct, correct, seed)
+    kept = ("planning_accuracy", "planning_accuracy_ci95", "invalid_rate", "num_rows")
+    return {key: figures[key] for key in kept} | {"gain": difference, "gain_ci95": list(interval)}
 
 
 def _make_data(paths: DemoPaths, seed: int) -> None:

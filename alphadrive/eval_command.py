@@ -1,37 +1,55 @@
-"""`alphadrive eval MODEL DATA`: the arguments, and the way from them to a table and two files.
+"""`alphadrive eval`: the arguments, and the way from a model or a file of answers to tables and files.
 
-The work is in `alphadrive.engine_evaluation`, imported only when the command runs.
+    eval MODEL DATA                      draw the answers (`alphadrive.engine_evaluation`), then judge them
+    eval --predictions FILE.jsonl DATA   judge answers that are there (`alphadrive.predictions`); no engine
+
+What either needs is imported only when the command runs.
 """
 
 import argparse
 import asyncio
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alphadrive.config import Config, DataConfig, EvalConfig, GrpoConfig, ModelConfig, RolloutConfig
+from alphadrive.ablations import SYNTAX, parse_ablations
+from alphadrive.engine_arguments import add_engine_arguments, engine_options
+from alphadrive.errors import ConfigError
 
 if TYPE_CHECKING:
     from alphadrive.engine_evaluation import EvalOptions
+    from alphadrive.eval_report import EvalReport
+    from alphadrive.evaluation import Answered
 
-IMAGE_MODES = ("real", "blank", "shuffle")
-_NVIDIA_DEVICE = Path("/dev/nvidiactl")
+_USAGE = """\
+alphadrive eval MODEL DATA [options]
+       alphadrive eval --predictions FILE.jsonl DATA [--out DIR] [--seed S]"""
 
 
 def add_eval_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `eval`; it sets `run`, a function of the parsed arguments."""
     parser = subparsers.add_parser(
         "eval",
-        help="planning accuracy of a model on a dataset (greedy, strict parse)",
-        description="Answer every row greedily on a vLLM engine and judge the answers strictly.",
+        usage=_USAGE,
+        help="what the answers of a model, or those in a file, are worth on a dataset",
+        description="Answer every row greedily on a vLLM engine, or read answers from a file, and judge them "
+        "strictly: docs/evaluation.md defines every figure.",
         epilog="example: alphadrive eval runs/demo data/demo/eval --max-pixels 25088 --samples 8",
     )
     parser.add_argument(
-        "model", metavar="MODEL", help="a run, a checkpoint, a model folder, 'tiny', or a hub id"
+        "operands",
+        metavar="MODEL DATA",
+        nargs="+",
+        help="MODEL: a run, a checkpoint, a model folder, 'tiny', or a hub id; DATA: a folder of shards",
     )
-    parser.add_argument("data", metavar="DATA", type=Path, help="a folder of Parquet shards")
-    parser.add_argument("--revision", metavar="COMMIT", help="the commit of a hub id")
+    parser.add_argument(
+        "--predictions", type=Path, metavar="FILE", help="judge these answers; no model, no engine"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write eval.json, eval.txt, predictions.jsonl"
+    )
     parser.add_argument("--num-rows", type=int, metavar="N", help="only the first N rows")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write eval.json and predictions.jsonl here")
     parser.add_argument(
         "--samples", type=int, default=0, metavar="K", help="also draw K answers a row: pass@K (default: 0)"
     )
@@ -39,84 +57,116 @@ def add_eval_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
         "--sample-rows", type=int, metavar="N", help="draw them for the first N rows only (default: all)"
     )
     parser.add_argument(
-        "--image",
-        choices=IMAGE_MODES,
+        "--ablate",
         action="append",
-        help="control: a grey image, or that of another row; may be repeated (default: real)",
+        default=[],
+        metavar="FIELD=HOW,…",
+        help=f"also answer with one input changed at a time, of {SYNTAX}",
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="of samples and shuffle (default: 0)"
-    )
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), help="default: cuda where there is an NVIDIA GPU"
-    )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on cuda")
-    for name, default, words in (
-        ("max-pixels", ModelConfig.max_pixels, "images are scaled down to this"),
-        ("max-new-tokens", GrpoConfig.max_new_tokens, "longest answer"),
-        ("max-num-seqs", RolloutConfig.max_num_seqs, "answers drawn at once"),
-        ("max-model-len", RolloutConfig.max_model_len, "prompt, image and answer"),
-        ("kv-cache-bytes", RolloutConfig.kv_cache_bytes, "KV cache on CPU"),
-    ):
-        parser.add_argument(
-            f"--{name}", type=int, default=default, metavar="N", help=f"{words} (default: {default})"
-        )
-    parser.set_defaults(run=run_eval)
+    add_engine_arguments(parser)
+    parser.set_defaults(run=functools.partial(run_eval, parser))
 
 
-def run_eval(args: argparse.Namespace) -> int:
+def run_eval(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Run `alphadrive eval` from parsed arguments."""
+    if args.predictions is not None and len(args.operands) == 1:
+        _refuse_engine_options(parser, args)
+        return _eval_predictions(args, Path(args.operands[0]))
+    if args.predictions is None and len(args.operands) == 2:
+        return _eval_model(args, args.operands[0], Path(args.operands[1]))
+    parser.error(f"got {args.operands}, expected MODEL DATA, or --predictions FILE and DATA")
+
+
+def _refuse_engine_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    kept = ("command", "verbose", "run", "operands", "predictions", "out", "seed")
+    for name, value in vars(args).items():
+        if name not in kept and value != parser.get_default(name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: an option for drawing answers, and --predictions draws none; "
+                "leave it out"
+            )
+
+
+def _eval_predictions(args: argparse.Namespace, data: Path) -> int:
     from alphadrive.data.parquet import DrivingDataset
-    from alphadrive.engine_evaluation import EvalOptions, evaluate_model, majority_of, write_eval
-    from alphadrive.eval_table import answer_progress, print_eval
+    from alphadrive.eval_figures import figures_of
+    from alphadrive.eval_report import EvalReport
+    from alphadrive.predictions import read_predictions, read_queries
+
+    path: Path = args.predictions
+    if args.out is not None and path.resolve().parent == args.out.resolve():
+        raise ConfigError(f"--out {args.out}: {path.name} itself is there; choose another folder")
+    _prepare(args.out)
+    answers = read_predictions(path, read_queries(DrivingDataset(data)))
+    report = EvalReport(
+        who=str(path),
+        data=data,
+        decoding="answers from a file, strict parse",
+        figures=figures_of(answers, args.seed),
+    )
+    return _show(args.out, report, answers, {})
+
+
+def _eval_model(args: argparse.Namespace, model: str, data: Path) -> int:
+    from alphadrive.data.parquet import DrivingDataset
+    from alphadrive.engine_evaluation import EvalOptions, ask_model
+    from alphadrive.eval_figures import compared, figures_of, judged
+    from alphadrive.eval_report import EvalReport
+    from alphadrive.eval_table import answer_progress
     from alphadrive.preflight import check_run
 
-    device = args.device or ("cuda" if _NVIDIA_DEVICE.exists() else "cpu")
     options = EvalOptions(
-        model=args.model,
-        data=args.data,
-        revision=args.revision,
+        engine=engine_options(args, model),
+        data=data,
         num_rows=args.num_rows,
         samples=args.samples,
         sample_rows=args.sample_rows,
-        images=tuple(dict.fromkeys(args.image or IMAGE_MODES[:1])),
-        seed=args.seed,
-        device=device,
-        dtype=args.dtype or ("bfloat16" if device == "cuda" else "float32"),
-        max_pixels=args.max_pixels,
-        max_new_tokens=args.max_new_tokens,
-        max_num_seqs=args.max_num_seqs,
-        max_model_len=args.max_model_len,
-        kv_cache_bytes=args.kv_cache_bytes,
+        ablations=parse_ablations(args.ablate),
     )
-    check_run(_as_config(options), "eval")
-    num_rows = len(DrivingDataset(options.data, options.num_rows))
-    sampled_rows = min(num_rows, options.sample_rows or num_rows) if options.samples else 0
-    with answer_progress((num_rows + sampled_rows) * len(options.images)) as on_answer:
-        reports = asyncio.run(evaluate_model(options, on_answer))
-    print_eval(options, reports, majority_of(options))
-    if args.out is not None:
-        write_eval(args.out, options, reports)
-        print(f"wrote {args.out / 'eval.json'} and {args.out / 'predictions.jsonl'}")
+    _prepare(args.out)
+    check_run(options.engine.as_config(data, options.num_rows), "eval")
+    num_rows = len(DrivingDataset(data, options.num_rows))
+    with answer_progress(_num_answers(options, num_rows)) as on_answer:
+        found = asyncio.run(ask_model(options, on_answer))
+    before = judged(found.answers)
+    report = EvalReport(
+        who=model,
+        data=data,
+        decoding="greedy, strict parse",
+        figures=figures_of(found.answers, args.seed),
+        seconds=found.seconds,
+        ablations={
+            str(ablation): compared(before, judged(answers), args.seed)
+            for ablation, answers in found.ablated.items()
+        },
+    )
+    return _show(args.out, report, found.answers, {str(name): rows for name, rows in found.ablated.items()})
+
+
+def _prepare(out: Path | None) -> None:
+    from alphadrive.eval_report import prepare_out
+
+    if out is not None:
+        prepare_out(out)
+
+
+def _num_answers(options: "EvalOptions", num_rows: int) -> int:
+    sampled = min(num_rows, options.sample_rows or num_rows) if options.samples else 0
+    return num_rows * (1 + len(options.ablations)) + sampled
+
+
+def _show(
+    out: Path | None,
+    report: "EvalReport",
+    answers: "Sequence[Answered]",
+    ablated: "Mapping[str, Sequence[Answered]]",
+) -> int:
+    from alphadrive.eval_report import write_eval
+    from alphadrive.eval_table import eval_tables
+
+    tables = eval_tables(report)
+    print(tables, end="")
+    if out is not None:
+        write_eval(out, report, tables, answers, ablated)
+        print(f"wrote {out / 'eval.json'}, eval.txt and predictions.jsonl")
     return 0
-
-
-def _as_config(options: "EvalOptions") -> Config:
-    """The options as the configuration that the checks before a start take."""
-    return Config(
-        model=ModelConfig(
-            path=options.model,
-            revision=options.revision,
-            max_pixels=options.max_pixels,
-            dtype=options.dtype,
-        ),
-        data=DataConfig(eval=str(options.data)),
-        grpo=GrpoConfig(max_new_tokens=options.max_new_tokens),
-        rollout=RolloutConfig(
-            max_num_seqs=options.max_num_seqs,
-            max_model_len=options.max_model_len,
-            kv_cache_bytes=options.kv_cache_bytes,
-            gpus_per_worker=float(options.device == "cuda"),
-        ),
-        eval=EvalConfig(num_rows=options.num_rows),
-    )

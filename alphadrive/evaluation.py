@@ -1,4 +1,4 @@
-"""Evaluating a planner on a dataset: ask every row, judge every answer.
+"""Asking a planner about a dataset, row by row.
 
 Who answers is a function: one engine in `alphadrive eval`, a pool of engines during training. Rows
 are asked in order with a bounded number in flight; a failure of any ends the evaluation with that
@@ -7,16 +7,16 @@ failure, because an accuracy over the rows that happened to work is none.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from alphadrive import metric_names
-from alphadrive.metrics import PlanningMetrics, VarietyMetrics, judge, planning_metrics, variety_metrics
+from alphadrive.metrics.judging import judge
+from alphadrive.metrics.planning import PlanningMetrics, planning_metrics
 from alphadrive.types import DrivingQuery
 
 Answer = Callable[[DrivingQuery], Awaitable[str]]
-Sample = Callable[[DrivingQuery], Awaitable[Sequence[str]]]
 R = TypeVar("R")
 
 
@@ -30,32 +30,20 @@ class Queries(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """One answer and its verdict. `plan` is None where the answer is invalid; the first of `plans`
-    is the recorded one."""
+class Answered:
+    """What a planner said to one query: the answer it is judged by, and sampled ones where there are any."""
 
-    query_id: str
-    row: int
-    speed_mps: float
-    navigation: str
-    plans: tuple[str, ...]
+    query: DrivingQuery
     text: str
-    plan: str | None
-    is_acceptable: bool
+    samples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalResult:
-    """Greedy answers to the rows of a dataset, in their order, and what they are worth."""
+    """What the answers to the rows of a dataset are worth, and how long they took."""
 
     metrics: PlanningMetrics
-    predictions: tuple[Prediction, ...]
     seconds: float
-
-    @property
-    def correct(self) -> list[float]:
-        """1.0 or 0.0 a row: what a paired comparison of two planners takes."""
-        return [float(prediction.is_acceptable) for prediction in self.predictions]
 
     def as_step_metrics(self) -> dict[str, float]:
         """The figures logged during training, as `val/...`."""
@@ -81,48 +69,36 @@ async def evaluate(
 ) -> EvalResult:
     """Ask `answer` for the first `num_rows` rows (all when None) and judge what it says.
 
-    `on_answer` is called after each row, for a progress display. Raises what `answer` raises, and
-    DataError for an empty dataset.
+    Raises what `answer` raises, and DataError for an empty dataset.
     """
     started_s = time.monotonic()
-    queries, texts = await _ask(answer, dataset, num_rows, max_concurrency, on_answer)
-    pairs = list(zip(queries, texts, strict=True))
+    asked = await ask(answer, dataset, num_rows, max_concurrency=max_concurrency, on_answer=on_answer)
     return EvalResult(
-        metrics=planning_metrics(pairs),
-        predictions=tuple(_prediction(query, text) for query, text in pairs),
+        metrics=planning_metrics([judge(query, text) for query, text in asked]),
         seconds=time.monotonic() - started_s,
     )
 
 
-async def evaluate_samples(
-    sample: Sample,
+async def ask(
+    answer: Callable[[DrivingQuery], Awaitable[R]],
     dataset: Queries,
     num_rows: int | None = None,
     *,
     max_concurrency: int = 64,
     on_answer: Callable[[], None] | None = None,
-) -> VarietyMetrics:
-    """The same with K sampled answers to each row: pass@K and variety."""
-    queries, texts = await _ask(sample, dataset, num_rows, max_concurrency, on_answer)
-    return variety_metrics(list(zip(queries, texts, strict=True)))
+) -> list[tuple[DrivingQuery, R]]:
+    """Each of the first `num_rows` queries (all when None) with its answer, in the order of the rows.
 
-
-async def _ask(
-    ask: Callable[[DrivingQuery], Awaitable[R]],
-    dataset: Queries,
-    num_rows: int | None,
-    max_concurrency: int,
-    on_answer: Callable[[], None] | None,
-) -> tuple[list[DrivingQuery], list[R]]:
+    `on_answer` is called after each, for a progress display. Raises what `answer` raises.
+    """
     count = len(dataset) if num_rows is None else min(num_rows, len(dataset))
-    queries: dict[int, DrivingQuery] = {}
-    answers: dict[int, R] = {}
+    answered: dict[int, tuple[DrivingQuery, R]] = {}
     rows = iter(range(count))
 
     async def work() -> None:
         for row in rows:
-            queries[row] = dataset.query(row)
-            answers[row] = await ask(queries[row])
+            query = dataset.query(row)
+            answered[row] = query, await answer(query)
             if on_answer is not None:
                 on_answer()
 
@@ -132,18 +108,4 @@ async def _ask(
                 group.create_task(work())
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
-    return [queries[row] for row in range(count)], [answers[row] for row in range(count)]
-
-
-def _prediction(query: DrivingQuery, text: str) -> Prediction:
-    judgement = judge(query, text)
-    return Prediction(
-        query_id=query.query_id,
-        row=query.row,
-        speed_mps=query.speed_mps,
-        navigation=query.navigation,
-        plans=query.plans,
-        text=text,
-        plan=None if judgement.plan is None else str(judgement.plan),
-        is_acceptable=judgement.is_acceptable,
-    )
+    return [answered[row] for row in range(count)]

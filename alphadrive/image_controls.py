@@ -1,11 +1,4 @@
-"""Controls for an evaluation: does a planner look at the image at all?
-
-    real      the image of the row
-    blank     a grey image of the same size (a copy of the dataset without its pixels)
-    shuffle   the image of another row, speed and navigation of this one
-
-A planner that uses what it sees must be much worse with `blank` and with `shuffle`.
-"""
+"""The images of an ablation (`alphadrive.ablations`): a grey copy of a dataset, a reordering of its rows."""
 
 import dataclasses
 import io
@@ -19,8 +12,6 @@ from PIL import Image
 from alphadrive.data.parquet import DrivingDataset, write_records
 from alphadrive.data.records import DrivingRecord
 from alphadrive.errors import DataError
-
-IMAGE_MODES = ("real", "blank", "shuffle")
 
 
 def derangement(num_rows: int, seed: int = 0) -> list[int]:

@@ -33,8 +33,8 @@ class RunCheck:
     memory_bytes: int
 
 
-def check_run(config: Config, stage: Stage) -> RunCheck:
-    """Check model, data, lengths, memory and disk for a stage.
+def check_run(config: Config, stage: Stage, *, remember: bool = True) -> RunCheck:
+    """Check model, data, lengths, memory and disk for a stage; valid datasets are remembered if asked.
 
     Raises ModelError, DataError (with every problem of the dataset), ConfigError or ResourceError.
     """
@@ -56,12 +56,20 @@ def check_run(config: Config, stage: Stage) -> RunCheck:
     train = eval_lengths = None
     if stage != "eval":
         train = check_dataset(
-            Path(config.data.train), folder, max_pixels=max_pixels, num_rows=config.data.num_rows
+            Path(config.data.train),
+            folder,
+            max_pixels=max_pixels,
+            num_rows=config.data.num_rows,
+            remember=remember,
         )
         _check_lengths(config, stage, train, "data.train")
     if stage != "sft" and config.data.eval is not None:
         eval_lengths = check_dataset(
-            Path(config.data.eval), folder, max_pixels=max_pixels, num_rows=config.eval.num_rows
+            Path(config.data.eval),
+            folder,
+            max_pixels=max_pixels,
+            num_rows=config.eval.num_rows,
+            remember=remember,
         )
         _check_lengths(config, "eval", eval_lengths, "data.eval")
         if train is not None:

@@ -113,7 +113,10 @@ class PromptProcessor:
                 f"query {query.query_id}: navigation: contains the special token {found[0]!r}; remove it"
             )
         text = self.tokenizer.apply_chat_template(
-            planning_messages(query.speed_mps, query.navigation),
+            planning_messages(
+                None if "speed" in query.withheld else query.speed_mps,
+                None if "navigation" in query.withheld else query.navigation,
+            ),
             chat_template=self._template,
             tokenize=False,
             add_generation_prompt=True,

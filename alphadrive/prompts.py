@@ -5,16 +5,25 @@ Chat messages and answer text only. Tokens and pixels are made by `alphadrive.pr
 
 from alphadrive.actions import PATHS, SPEEDS
 
+UNKNOWN = "unknown"
+"""What a prompt says in place of a speed or a navigation command that is withheld."""
+
 
 def _listed(words: tuple[str, ...]) -> str:
     return ", ".join(words[:-1]) + f", and {words[-1]}"
 
 
-def planning_prompt(speed_mps: float, navigation: str) -> str:
-    """The paper's planning prompt for one situation. `speed_mps` is printed with one decimal."""
+def planning_prompt(speed_mps: float | None, navigation: str | None) -> str:
+    """The paper's planning prompt for one situation. `speed_mps` is printed with one decimal.
+
+    None withholds a value; the sentence stays whole: "Your current speed is unknown, the navigation command
+    is 'unknown', …".
+    """
+    speed = UNKNOWN if speed_mps is None else f"{speed_mps:.1f}m/s"
+    command = UNKNOWN if navigation is None else navigation
     return (
-        f"You are an expert driving assistant. Your current speed is {speed_mps:.1f}m/s, the navigation "
-        f"command is '{navigation}', based on the understanding of the driving scene and the navigation "
+        f"You are an expert driving assistant. Your current speed is {speed}, the navigation "
+        f"command is '{command}', based on the understanding of the driving scene and the navigation "
         "information, what is your driving plan for the next three seconds? Output the planning reasoning "
         "process in <think> </think> and final planning answer in <answer> </answer> tags, respectively. "
         f"Planning answer consists of SPEED plan and PATH plan, SPEED includes {_listed(SPEEDS)}. "
@@ -23,7 +32,7 @@ def planning_prompt(speed_mps: float, navigation: str) -> str:
     )
 
 
-def planning_messages(speed_mps: float, navigation: str) -> list[dict[str, object]]:
+def planning_messages(speed_mps: float | None, navigation: str | None) -> list[dict[str, object]]:
     """Chat messages for one front image and one situation, for a processor's chat template."""
     text = planning_prompt(speed_mps, navigation)
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]

@@ -43,7 +43,8 @@ class DrivingQuery:
     """One driving situation to plan for: a row of a dataset, without its pixels.
 
     `speed_mps` is in m/s. `plans` are all acceptable plans (`"KEEP, STRAIGHT"`), the recorded one
-    first. `reasoning` is the teacher's, where there is one.
+    first. `reasoning` is the teacher's, where there is one. `withheld` names what the prompt does not
+    tell (`speed`, `navigation`): an evaluation asks so what a planner makes of it.
     """
 
     query_id: str
@@ -52,6 +53,7 @@ class DrivingQuery:
     navigation: str
     plans: tuple[str, ...]
     reasoning: str | None = None
+    withheld: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Pairs of scenes that differ in one deciding fact: the colour of the light, or the brake lights ahead.
 
 Nothing else differs, in the scene or in the picture, and no plan is acceptable in both. So whoever
-does not look at that fact is right in one scene of a pair at most; `alphadrive.pairs` counts pairs.
+does not look at that fact is right in one scene of a pair at most; `alphadrive.metrics.pairs` counts pairs.
 """
 
 import dataclasses

@@ -8,11 +8,9 @@ import sys
 
 import pytest
 
-from alphadrive import cli, eval_command
+from alphadrive import cli
 from alphadrive.checkpoints import CheckpointStore
-from alphadrive.engine_evaluation import EvalOptions
 from alphadrive.errors import CheckpointError, ConfigError, ModelError, RolloutError, RunFolderError
-from alphadrive.image_controls import IMAGE_MODES
 from alphadrive.model_source import model_folder_of
 
 
@@ -140,15 +138,9 @@ def test_every_command_runs_something_and_its_example_parses():
         if example:
             assert parser.parse_args(example[1].split()).run is leaf.get_default("run"), words
     examples = re.findall(
-        r"^  alphadrive (demo|data synth|sft|grpo|eval|debug)\b", parser.description, re.MULTILINE
+        r"^  alphadrive (demo|data synth|sft|grpo|eval|predict|debug)\b", parser.description, re.MULTILINE
     )
-    assert examples == ["demo", "data synth", "sft", "grpo", "eval", "debug"]
-
-
-def test_image_modes_on_the_command_line_are_those_there_are():
-    assert eval_command.IMAGE_MODES == IMAGE_MODES
-    with pytest.raises(ConfigError, match="image modes"):
-        EvalOptions(model="tiny", data="x", images=("upside-down",))
+    assert examples == ["demo", "data synth", "sft", "grpo", "eval", "predict", "debug"]
 
 
 def test_run_without_a_checkpoint_is_no_model(tmp_path):

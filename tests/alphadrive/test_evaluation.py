@@ -7,7 +7,7 @@ import pytest
 from alphadrive.data.parquet import DrivingDataset, write_records
 from alphadrive.data.records import DrivingRecord, ImageRecord
 from alphadrive.errors import DataError, RolloutError
-from alphadrive.evaluation import evaluate, evaluate_samples
+from alphadrive.evaluation import ask, evaluate
 from alphadrive.image_controls import derangement, write_blank_copy
 from alphadrive.types import DrivingQuery
 
@@ -37,12 +37,12 @@ def test_answers_are_judged_in_row_order_whatever_order_they_come_in():
         return said(PLANS[0]) if query.row != 4 else "nothing"
 
     seen = []
-    result = asyncio.run(evaluate(answer, Rows(9), on_answer=lambda: seen.append(1)))
-    assert [prediction.row for prediction in result.predictions] == list(range(9))
-    assert result.correct == [1, 0, 0] * 3
-    assert result.metrics.planning_accuracy == 3 / 9
-    assert result.predictions[4].plan is None
+    asked = asyncio.run(ask(answer, Rows(9), on_answer=lambda: seen.append(1)))
+    assert [query.row for query, _ in asked] == list(range(9))
+    assert [text for _, text in asked] == [said(PLANS[0])] * 4 + ["nothing"] + [said(PLANS[0])] * 4
     assert len(seen) == 9
+    result = asyncio.run(evaluate(answer, Rows(9)))
+    assert result.metrics.planning_accuracy == 3 / 9
     logged = result.as_step_metrics()
     assert logged["val/planning_accuracy"] == 3 / 9
     assert logged["val/invalid_rate"] == 1 / 9
@@ -61,7 +61,7 @@ def test_number_in_flight_is_bounded_and_num_rows_kept():
         return said(PLANS[0])
 
     result = asyncio.run(evaluate(answer, Rows(50), num_rows=20, max_concurrency=6))
-    assert (len(result.predictions), most) == (20, 6)
+    assert (result.metrics.num_rows, most) == (20, 6)
     assert asyncio.run(evaluate(answer, Rows(5), num_rows=20)).metrics.num_rows == 5
 
 
@@ -85,16 +85,6 @@ def test_failing_engine_fails_the_evaluation_and_cancels_the_rest():
 def test_empty_dataset_is_an_input_error():
     with pytest.raises(DataError, match="empty"):
         asyncio.run(evaluate(lambda query: None, Rows(0)))
-
-
-def test_pass_at_k_of_samples():
-    async def sample(query):
-        return [said(PLANS[0]), said(PLANS[1]), "?"]
-
-    variety = asyncio.run(evaluate_samples(sample, Rows(6)))
-    assert variety.num_samples == 3
-    assert variety.pass_at_k == 4 / 6
-    assert variety.sample_accuracy == 4 / 18
 
 
 @pytest.mark.parametrize("num_rows", [2, 3, 10, 501])

@@ -1,20 +1,11 @@
-"""Planning metrics of a hand-worked confusion; bootstrap against numbers that can be checked."""
+"""The strict figures of a hand-worked confusion."""
 
-import math
-
-import numpy as np
 import pytest
 
 from alphadrive.actions import Plan
 from alphadrive.errors import DataError
-from alphadrive.metrics import (
-    bootstrap_interval,
-    judge,
-    majority_baseline,
-    paired_difference,
-    planning_metrics,
-    variety_metrics,
-)
+from alphadrive.metrics.judging import judge
+from alphadrive.metrics.planning import majority_baseline, planning_metrics
 from alphadrive.types import DrivingQuery
 
 
@@ -46,7 +37,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def metrics():
-    return planning_metrics([(query(*plans), text) for plans, text in ROWS])
+    return planning_metrics([judge(query(*plans), text) for plans, text in ROWS])
 
 
 def test_shares(metrics):
@@ -74,6 +65,37 @@ def test_per_action_confusion(metrics):
     assert values("RIGHT_CHANGE") == (0.0, 0.0, 0.0, 0, 0)
 
 
+def test_confusion_counts_every_row_once(metrics):
+    assert metrics.confusion["speed"] == {
+        "KEEP": {"KEEP": 1, "ACCELERATE": 0, "DECELERATE": 0, "STOP": 1, "invalid": 1},
+        "ACCELERATE": {"KEEP": 0, "ACCELERATE": 1, "DECELERATE": 0, "STOP": 0, "invalid": 0},
+        "DECELERATE": {"KEEP": 0, "ACCELERATE": 0, "DECELERATE": 1, "STOP": 0, "invalid": 0},
+        "STOP": {"KEEP": 1, "ACCELERATE": 0, "DECELERATE": 1, "STOP": 1, "invalid": 0},
+    }
+    path = metrics.confusion["path"]
+    assert path["STRAIGHT"]["STRAIGHT"] == 5
+    assert path["STRAIGHT"]["LEFT_TURN"] == 1
+    assert path["STRAIGHT"]["invalid"] == 1
+    assert path["LEFT_TURN"]["STRAIGHT"] == 1
+    assert sum(count for row in path.values() for count in row.values()) == 8
+
+
+def test_columns_of_the_paper_merge_turns_and_changes_of_one_side():
+    rows = [
+        ("KEEP, LEFT_TURN", "KEEP, LEFT_CHANGE"),  # wrong plan, right column
+        ("KEEP, LEFT_CHANGE", "KEEP, RIGHT_TURN"),
+        ("KEEP, RIGHT_TURN", "KEEP, RIGHT_TURN"),
+        ("STOP, STRAIGHT", "KEEP, STRAIGHT"),
+    ]
+    found = planning_metrics([judge(query(truth), said(answer)) for truth, answer in rows])
+    columns = found.paper_columns
+    assert list(columns) == ["straight", "left", "right", "keep", "acc", "dec", "stop"]
+    assert columns["left"].f1 == 2 / 3  # 1 hit, 1 predicted, 2 true
+    assert columns["right"].f1 == 2 / 3  # 1 hit, 2 predicted, 1 true
+    assert (columns["straight"].f1, columns["keep"].f1, columns["stop"].f1) == (1.0, 6 / 7, 0.0)
+    assert found.planning_accuracy == 1 / 4
+
+
 def test_macro_f1_leaves_out_words_that_never_occur(metrics):
     speed = (2 / 5 + 2 / 5 + 2 / 3 + 1) / 4
     path = (10 / 13 + 0) / 2
@@ -91,12 +113,12 @@ def test_listing_every_action_scores_nothing():
     text = said(
         "KEEP, ACCELERATE, DECELERATE, STOP, STRAIGHT, RIGHT_CHANGE, LEFT_CHANGE, RIGHT_TURN, LEFT_TURN"
     )
-    metrics = planning_metrics([(query("KEEP, STRAIGHT"), text)])
+    metrics = planning_metrics([judge(query("KEEP, STRAIGHT"), text)])
     assert (metrics.planning_accuracy, metrics.invalid_rate, metrics.macro_f1) == (0.0, 1.0, 0.0)
 
 
 def test_brake_rates_without_such_rows_are_none():
-    metrics = planning_metrics([(query("KEEP, STRAIGHT", "STOP, STRAIGHT"), said("STOP, STRAIGHT"))])
+    metrics = planning_metrics([judge(query("KEEP, STRAIGHT", "STOP, STRAIGHT"), said("STOP, STRAIGHT"))])
     assert metrics.missed_brake_rate is None
     assert metrics.false_brake_rate is None
 
@@ -116,53 +138,3 @@ def test_majority_is_the_plan_acceptable_most_often():
         query("DECELERATE, STRAIGHT", "STOP, STRAIGHT"),
     ]
     assert majority_baseline(queries) == (Plan("STOP", "STRAIGHT"), 0.75)
-
-
-def test_bootstrap_interval_of_a_share_is_close_to_the_normal_one():
-    values = [1.0] * 700 + [0.0] * 300
-    low, high = bootstrap_interval(values)
-    half = 1.96 * math.sqrt(0.7 * 0.3 / 1000)
-    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=2e-3)
-    assert bootstrap_interval(values) == (low, high)
-
-
-def test_bootstrap_draws_from_its_seed():
-    values = np.random.default_rng(0).normal(size=40).tolist()
-    assert bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1)
-    assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
-
-
-def test_bootstrap_agrees_with_drawing_rows_one_by_one():
-    values = np.random.default_rng(3).normal(size=50)
-    rows = np.random.default_rng(4).integers(0, 50, size=(20_000, 50))
-    expected = np.quantile(values[rows].mean(axis=1), [0.025, 0.975])
-    assert bootstrap_interval(values.tolist()) == pytest.approx(expected.tolist(), abs=0.01)
-
-
-def test_bootstrap_of_equal_values_has_no_width():
-    assert bootstrap_interval([0.25] * 9) == (0.25, 0.25)
-    with pytest.raises(ValueError, match="no values"):
-        bootstrap_interval([])
-
-
-def test_paired_difference_is_narrower_than_the_unpaired_one():
-    before = [1.0] * 500 + [0.0] * 500
-    after = [1.0] * 600 + [0.0] * 400
-    gain, (low, high) = paired_difference(before, after)
-    assert gain == pytest.approx(0.1)
-    half = 1.96 * math.sqrt(0.1 * 0.9 / 1000)  # 100 rows of 1000 differ, all by +1
-    assert (low, high) == pytest.approx((0.1 - half, 0.1 + half), abs=2e-3)
-    with pytest.raises(ValueError, match="longer"):
-        paired_difference([1.0], [1.0, 0.0])
-
-
-def test_variety_of_samples():
-    two_ways = query("KEEP, STRAIGHT", "DECELERATE, STRAIGHT")
-    samples = [
-        (two_ways, [said("KEEP, STRAIGHT"), said("DECELERATE, STRAIGHT"), said("KEEP, STRAIGHT"), "?"]),
-        (query("STOP, STRAIGHT"), [said("KEEP, STRAIGHT")] * 3 + [said("KEEP, LEFT_TURN")]),
-    ]
-    variety = variety_metrics(samples)
-    assert (variety.num_samples, variety.pass_at_k) == (4, 0.5)
-    assert (variety.sample_accuracy, variety.invalid_rate) == (3 / 8, 1 / 8)
-    assert (variety.distinct_plans, variety.distinct_acceptable) == (2.0, 1.0)
