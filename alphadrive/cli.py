@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from alphadrive.data.cli import add_data_parser
 from alphadrive.errors import AlphaDriveError
 from alphadrive.eval_command import add_eval_parser
+from alphadrive.teacher.command import add_distill_parser
 
 if TYPE_CHECKING:
     from cluster.launch import RunResult
@@ -95,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     add_data_parser(commands)
+    add_distill_parser(commands)
     _add_model(commands)
     _add_training(
         commands,
