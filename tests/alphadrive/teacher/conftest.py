@@ -4,7 +4,6 @@ The server is in `faulty_endpoint`, beside this file.
 """
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -32,12 +31,23 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
+@pytest.fixture
+def shown(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """What was printed since the last look, both streams; never with the key in it."""
+
+    def look() -> str:
+        captured = capsys.readouterr()
+        assert CANARY not in captured.out + captured.err
+        return captured.out + captured.err
+
+    return look
+
+
 @pytest.fixture(autouse=True)
-def key_is_nowhere(environment: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+def key_is_nowhere(environment: None, tmp_path: Path, shown: Callable[[], str]) -> Iterator[None]:
     """Every test here ends with a search for the key in what it wrote and printed."""
     yield
-    shown = capfd.readouterr()
-    assert CANARY not in shown.out + shown.err
+    shown()
     for file in tmp_path.rglob("*"):
         if file.is_file():
             assert CANARY.encode() not in file.read_bytes(), file
@@ -84,11 +94,12 @@ def start_distill():
     """Start the command as a process, its output in pipes; killed at the end of the test if it still runs."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(data: Path, endpoint: FaultyEndpoint, *options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "alphadrive.cli", *distill_arguments(data, endpoint, *options)]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
-        )
+    def start(
+        data: Path, endpoint: FaultyEndpoint, *options: str, verbose: bool = False
+    ) -> subprocess.Popen[str]:
+        program = [sys.executable, "-m", "alphadrive.cli", *(["-v"] if verbose else [])]
+        command = [*program, *distill_arguments(data, endpoint, *options)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         started.append(process)
         return process
 

@@ -18,7 +18,7 @@ def rows_of(folder):
     return list(DrivingDataset(folder).records())
 
 
-def test_rows_are_explained_and_nothing_else_changes(distill, make_data, capsys):
+def test_rows_are_explained_and_nothing_else_changes(distill, make_data, shown):
     data = make_data(6, teacher_plan="STOP, STRAIGHT")
     code, endpoint = distill(data, explanation)
     assert code == 0
@@ -36,10 +36,10 @@ def test_rows_are_explained_and_nothing_else_changes(distill, make_data, capsys)
     assert (summary["status"], summary["acceptance"], summary["num_written"]) == ("complete", 1.0, 6)
     assert (summary["prompt_tokens"], summary["completion_tokens"]) == (6 * TOKENS[0], 6 * TOKENS[1])
     assert (data.parent / "out" / "rejected.jsonl").read_text() == ""
-    shown = capsys.readouterr()
-    assert "out: 6 rows written, 6 explained and 0 kept" in shown.out
-    assert "4,200 prompt + 300 completion" in shown.out
-    assert "rows 6/6  accepted 100.0 %  tokens 4,500" in shown.err
+    text = shown()
+    assert "out: 6 rows written, 6 explained and 0 kept" in text
+    assert "4,200 prompt + 300 completion" in text
+    assert "rows 6/6  accepted 100.0 %  tokens 4,500" in text
 
 
 def test_same_command_again_asks_nothing_and_writes_the_same(distill, make_data):
@@ -104,11 +104,11 @@ def test_refused_answers_are_asked_for_twice_more_with_the_reason(distill, make_
     assert "it has 2 words, expected 8 to 100" in endpoint.questions[4].prompt
 
 
-def test_under_half_accepted_is_an_error_and_no_dataset(distill, make_data, capsys):
+def test_under_half_accepted_is_an_error_and_no_dataset(distill, make_data, shown):
     data = make_data(4)
     code, endpoint = distill(data, lambda q: explanation(q) if "1.0m/s" in q.prompt else WRONG)
     assert code == 1
-    message = capsys.readouterr().err
+    message = shown()
     assert "1 of 4 rows passed the checks, expected at least 50 %; refused answers: agreement 9" in message
     out = data.parent / "out"
     assert not list(out.glob("*.parquet")) and len(lines_of(out / "rejected.jsonl")) == 3
@@ -118,7 +118,9 @@ def test_under_half_accepted_is_an_error_and_no_dataset(distill, make_data, caps
 
 def test_half_accepted_is_enough(distill, make_data):
     data = make_data(4)
-    code, _ = distill(data, lambda q: WRONG if "1.0m/s" in q.prompt or "1.1m/s" in q.prompt else explanation(q))
+    code, _ = distill(
+        data, lambda q: WRONG if "1.0m/s" in q.prompt or "1.1m/s" in q.prompt else explanation(q)
+    )
     assert code == 0 and len(rows_of(data.parent / "out")) == 2
 
 
@@ -131,23 +133,23 @@ def test_bad_teacher_is_stopped_after_fifty_rows(distill, make_data):
     assert summary_of(data)["num_left"] >= 38
 
 
-def test_cap_stops_cleanly_and_a_higher_one_goes_on(distill, make_data, capsys):
+def test_cap_stops_cleanly_and_a_higher_one_goes_on(distill, make_data, shown):
     data = make_data(8)
     per_answer = sum(TOKENS)
     code, endpoint = distill(data, explanation, "--max-tokens-total", str(3 * per_answer + 10))
     assert code == 0 and len(endpoint.questions) == 3
     assert summary_of(data)["status"] == "capped" and summary_of(data)["num_left"] == 5
     assert len(rows_of(data.parent / "out")) == 3
-    assert "a higher one goes on" in capsys.readouterr().out
+    assert "a higher one goes on" in shown()
     code, _ = distill(data, endpoint, "--max-tokens-total", str(8 * per_answer))
     assert code == 0 and len(endpoint.questions) == 8
     assert summary_of(data)["status"] == "complete" and len(rows_of(data.parent / "out")) == 8
 
 
-def test_cap_before_the_first_row_is_an_error(distill, make_data, capsys):
+def test_cap_before_the_first_row_is_an_error(distill, make_data, shown):
     data = make_data(2)
     code, _ = distill(data, lambda question: WRONG, "--max-tokens-total", "1000")
-    assert code == 1 and "no row passed so far" in capsys.readouterr().err
+    assert code == 1 and "no row passed so far" in shown()
 
 
 def test_row_without_an_answer_is_told_and_asked_again(distill, make_data):
@@ -174,12 +176,12 @@ def test_row_without_an_answer_is_told_and_asked_again(distill, make_data):
     assert len(endpoint.questions) == 4 and len(rows_of(data.parent / "out")) == 3
 
 
-def test_refused_key_stops_at_once_without_showing_it(distill, make_data, capsys):
+def test_refused_key_stops_at_once_without_showing_it(distill, make_data, shown):
     data = make_data(30)
     body = json.dumps({"error": {"message": f"Incorrect API key provided: {CANARY}"}})
     code, endpoint = distill(data, lambda question: Reply(status=401, body=body), "--concurrency", "4")
     assert code == 1 and len(endpoint.questions) <= 4
-    message = capsys.readouterr().err
+    message = shown()
     assert "the key in OPENAI_API_KEY is not accepted" in message and "Traceback" not in message
     assert summary_of(data)["status"] == "failed"
 
@@ -261,43 +263,44 @@ def test_unreadable_visibility_replies_do_not_pass(distill, make_data):
         ("--api-key-env NO_SUCH_VARIABLE", "--api-key-env NO_SUCH_VARIABLE: the environment has no"),
         ("--model=", "--model: got an empty name"),
     ],
+    ids=lambda text: text.split()[0],
 )
-def test_wrong_options_are_refused_before_anything_is_sent(make_data, serve, capsys, options, message):
+def test_wrong_options_are_refused_before_anything_is_sent(make_data, serve, shown, options, message):
     data, endpoint = make_data(1), serve()
     assert cli.run([*distill_arguments(data, endpoint), *options.split()]) == 2
-    assert message in capsys.readouterr().err
+    assert message in shown()
     assert not endpoint.questions and not (data.parent / "out").exists()
 
 
-def test_wrong_data_is_refused_before_anything_is_sent(make_record, distill, tmp_path, capsys):
+def test_wrong_data_is_refused_before_anything_is_sent(make_record, distill, tmp_path, shown):
     write_records([make_record(0, reasoning=None, speed_mps=300.0)], tmp_path / "data")
     code, endpoint = distill(tmp_path / "data", explanation)
-    assert code == 2 and "row 0: speed_mps: got 300" in capsys.readouterr().err
+    assert code == 2 and "row 0: speed_mps: got 300" in shown()
     assert not endpoint.questions and not (tmp_path / "out").exists()
     write_records([make_record(0)], tmp_path / "explained")
     assert distill(tmp_path / "explained", endpoint)[0] == 2
-    assert "every row has a reasoning already" in capsys.readouterr().err
+    assert "every row has a reasoning already" in shown()
     assert cli.run([*distill_arguments(tmp_path / "data", endpoint), "--out", str(tmp_path / "data")]) == 2
 
 
-def test_datasets_of_others_are_not_replaced(distill, make_data, make_record, capsys):
+def test_datasets_of_others_are_not_replaced(distill, make_data, make_record, shown):
     data = make_data(2)
     out = data.parent / "out"
     write_records([make_record(0)], out)
     code, endpoint = distill(data, explanation)
-    assert code == 2 and "that `alphadrive distill` did not write" in capsys.readouterr().err
+    assert code == 2 and "that `alphadrive distill` did not write" in shown()
     assert len(rows_of(out)) == 1 and not endpoint.questions
     shutil.rmtree(out)
     assert distill(data, endpoint)[0] == 0
     other = make_data(3, name="other")
     assert distill(other, endpoint)[0] == 2
-    assert f"distilled from {data.resolve()}; choose another --out" in capsys.readouterr().err
+    assert f"distilled from {data.resolve()}; choose another --out" in shown()
     assert len(rows_of(out)) == 2
 
 
-def test_folder_that_cannot_be_written_is_one_message(distill, make_data, capsys):
+def test_folder_that_cannot_be_written_is_one_message(distill, make_data, shown):
     data = make_data(1)
     (data.parent / "out").write_text("a file")
     code, endpoint = distill(data, explanation)
-    assert code == 2 and "cannot write the folder" in capsys.readouterr().err
+    assert code == 2 and "cannot write the folder" in shown()
     assert not endpoint.questions
