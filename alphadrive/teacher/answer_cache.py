@@ -26,8 +26,7 @@ class AnswerCache:
         self.num_cut_bytes = 0
         self.prompt_tokens = 0
         self.completion_tokens = 0
-        self.largest = 0
-        """Tokens of the most expensive answer."""
+        self.longest_prompt = 0
         self._path = path
         self._answers: dict[str, Answer] = {}
         self._is_broken = False
@@ -70,7 +69,7 @@ class AnswerCache:
         self._answers[key] = answer
         self.prompt_tokens += answer.prompt_tokens or 0
         self.completion_tokens += answer.completion_tokens or 0
-        self.largest = max(self.largest, answer.num_tokens)
+        self.longest_prompt = max(self.longest_prompt, answer.prompt_tokens or 0)
 
     def _read(self) -> None:
         if not self._path.exists():

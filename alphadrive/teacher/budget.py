@@ -1,7 +1,8 @@
 """The spending cap: tokens as the server reports them, over all runs on one folder.
 
-What a request costs is known only afterwards, so the largest seen so far is set aside for each request on
-the way. Before the first answer there is no such figure, and requests go one at a time.
+What a request costs is known only afterwards, so the longest prompt seen so far and the longest answer
+allowed are set aside for each request on the way. Before the first answer there is no such prompt, and
+requests go one at a time.
 """
 
 import asyncio
@@ -14,13 +15,14 @@ class CapReachedError(Exception):
 
 
 class TokenBudget:
-    """Sets tokens aside for requests. `limit` None sets no bound. The total can pass the limit only by how
-    much a request costs more than the largest before it."""
+    """Sets tokens aside for requests. `limit` None sets no bound. The total passes the limit only by as much
+    as prompts turn out longer than the longest before them."""
 
-    def __init__(self, limit: int | None, spent: int, largest: int) -> None:
+    def __init__(self, limit: int | None, *, spent: int, longest_prompt: int, max_answer_tokens: int) -> None:
         self._limit = limit
         self._spent = spent
-        self._largest = largest
+        self._longest_prompt = longest_prompt
+        self._max_answer_tokens = max_answer_tokens
         self._set_aside = 0
         self._changed = asyncio.Condition()
 
@@ -42,7 +44,9 @@ class TokenBudget:
                 if self._limit is None:
                     return 0
                 left = self._limit - self._spent - self._set_aside
-                estimate = self._largest or max(1, left)
+                estimate = max(1, left)
+                if self._longest_prompt:
+                    estimate = self._longest_prompt + self._max_answer_tokens
                 if estimate <= left:
                     self._set_aside += estimate
                     return estimate
@@ -50,7 +54,7 @@ class TokenBudget:
                     raise CapReachedError
                 await self._changed.wait()
 
-    def spend(self, num_tokens: int) -> None:
+    def spend(self, prompt_tokens: int, completion_tokens: int) -> None:
         """Count an answer's tokens."""
-        self._spent += num_tokens
-        self._largest = max(self._largest, num_tokens)
+        self._spent += prompt_tokens + completion_tokens
+        self._longest_prompt = max(self._longest_prompt, prompt_tokens)

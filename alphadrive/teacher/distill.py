@@ -146,7 +146,12 @@ def _finish(
     if status == "low_acceptance":
         raise TeacherError(_low_acceptance(folder, outcome))
     if not num_written:
-        raise TeacherError(f"{folder.path}: no row passed so far, so no dataset was written")
+        why = (
+            "--max-tokens-total is reached and no row has passed yet"
+            if status == CAPPED
+            else "no answer came"
+        )
+        raise TeacherError(f"{folder.path}: {why}, so no dataset was written; see {folder.rejected_path}")
     return summary
 
 

@@ -62,7 +62,12 @@ class Endpoint:
         self._stop = stop
         self._backoff_s = backoff_s
         self._throttle = Throttle(settings.concurrency, stop, say)
-        self._budget = TokenBudget(settings.max_tokens_total, cache.num_tokens, cache.largest)
+        self._budget = TokenBudget(
+            settings.max_tokens_total,
+            spent=cache.num_tokens,
+            longest_prompt=cache.longest_prompt,
+            max_answer_tokens=settings.max_answer_tokens,
+        )
         self._same: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._unanswered_in_a_row = 0
         self._client = AsyncOpenAI(
@@ -147,7 +152,7 @@ class Endpoint:
             reply = await self._client.chat.completions.create(**request.body())
         answer = self._answer_in(reply)
         self._cache.add(key, request, answer)
-        self._budget.spend(answer.num_tokens)
+        self._budget.spend(answer.prompt_tokens or 0, answer.completion_tokens or 0)
         self._throttle.speed_up()
         if self._settings.max_tokens_total is not None and answer.prompt_tokens is None:
             raise TeacherError(

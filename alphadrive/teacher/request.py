@@ -56,11 +56,6 @@ class Answer:
     prompt_tokens: int | None
     completion_tokens: int | None
 
-    @property
-    def num_tokens(self) -> int:
-        """Prompt and completion tokens, as far as reported."""
-        return (self.prompt_tokens or 0) + (self.completion_tokens or 0)
-
 
 def front_image(record: DrivingRecord) -> ImageRecord:
     """The latest front image of a valid record."""

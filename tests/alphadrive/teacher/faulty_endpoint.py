@@ -44,13 +44,15 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """`body` replaces a whole reply, `is_cut` drops the connection in the middle of it."""
+    """`body` replaces a whole reply, `is_cut` drops the connection in the middle of it. The reply is held
+    back for `delay_s` and for as long as `is_held` says so."""
 
     text: str = ""
     status: int = 200
     body: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
+    is_held: Callable[[], bool] = lambda: False
     finish_reason: str = "stop"
     is_cut: bool = False
     has_usage: bool = True
@@ -110,6 +112,8 @@ class FaultyEndpoint:
         try:
             reply = self.behave(question)
             await asyncio.sleep(reply.delay_s)
+            while reply.is_held():
+                await asyncio.sleep(0.01)
             body = reply.body if reply.body is not None else json.dumps(_completion(question, reply))
             if reply.is_cut:
                 cut = web.StreamResponse(headers={"Content-Length": str(len(body) + 1000)})

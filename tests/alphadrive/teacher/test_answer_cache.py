@@ -40,7 +40,7 @@ def test_answers_are_there_again(path):
     cache = AnswerCache(path)
     assert [cache.get(f"key-{number}").text for number in range(3)] == [f"text {n} é\n" for n in range(3)]
     assert cache.get("key-3") is None
-    assert (cache.prompt_tokens, cache.completion_tokens, cache.largest) == (30, 7, 24)
+    assert (cache.prompt_tokens, cache.completion_tokens, cache.longest_prompt) == (30, 7, 20)
     assert cache.num_cut_bytes == 0 and len(cache) == 3
 
 

@@ -61,23 +61,38 @@ def test_killed_in_the_middle_pays_for_no_answer_twice(start_distill, make_data,
     assert len(DrivingDataset(out)) == 20 and summary_of(data)["requests_sent"] == 13
 
 
+def read_until(process, words):
+    """Output up to the line that holds `words`; fails where the process ends without it."""
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if words in line:
+            return seen
+    raise AssertionError(f"ended without {words!r}: {seen}")
+
+
 def test_ctrl_c_waits_for_what_is_on_the_way_then_goes_on_later(start_distill, make_data, serve):
     data = make_data(12)
+    state = {"holds": True}
 
     def behave(question):
-        return Reply(text=explanation(question).text, delay_s=1.0 if question.number in (4, 5) else 0.0)
+        text = explanation(question).text
+        return Reply(text=text, is_held=lambda: state["holds"] and question.number >= 4)
 
     endpoint = serve(behave)
     process = start_distill(data, endpoint, "--concurrency", "2")
     wait_for(lambda: len(endpoint.questions) == 6 and kept(data) == 4, "two requests on the way")
     process.send_signal(signal.SIGINT)
+    read_until(process, "waiting for the answers on the way")
+    state["holds"] = False
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in shown, shown
-    assert "waiting for the answers on the way" in shown and "stopped by Ctrl-C" in shown
+    assert "stopped by Ctrl-C" in shown
     assert kept(data) == len(endpoint.questions) == 6
     assert summary_of(data)["status"] == "interrupted"
     again = start_distill(data, endpoint)
-    assert again.wait(60) == 0
+    again.communicate(timeout=60)
+    assert again.returncode == 0
     assert len(endpoint.questions) == 12 and len(DrivingDataset(data.parent / "out")) == 12
 
 
@@ -87,7 +102,7 @@ def test_second_ctrl_c_does_not_wait(start_distill, make_data, serve):
     process = start_distill(make_data(3), endpoint)
     wait_for(lambda: len(endpoint.questions) == 3, "three requests on the way")
     process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
+    read_until(process, "waiting for the answers on the way")
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     shown, _ = process.communicate(timeout=30)

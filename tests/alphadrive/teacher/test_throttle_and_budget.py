@@ -84,11 +84,15 @@ def test_stop_wakes_those_who_wait():
     assert asyncio.run(main()) == ([StoppedError] * 3, "interrupted", None)
 
 
+def purse(limit, spent=0, longest_prompt=0):
+    return TokenBudget(limit, spent=spent, longest_prompt=longest_prompt, max_answer_tokens=10)
+
+
 def test_first_request_goes_alone_and_the_cap_holds():
-    """Every request costs 30; 100 has room for three."""
+    """Every request costs 20 and an answer of at most 10; 100 has room for three, whatever they turn out."""
 
     async def main():
-        budget = TokenBudget(100, spent=0, largest=0)
+        budget = purse(100)
         on_the_way = []
         sent = refused = 0
 
@@ -102,7 +106,7 @@ def test_first_request_goes_alone_and_the_cap_holds():
                         await asyncio.sleep(0.01)
                         assert on_the_way == [1]
                     await asyncio.sleep(0.001)
-                    budget.spend(30)
+                    budget.spend(20, 10)
             except CapReachedError:
                 refused += 1
 
@@ -114,13 +118,13 @@ def test_first_request_goes_alone_and_the_cap_holds():
 
 def test_what_a_failed_request_set_aside_is_free_again():
     async def main():
-        budget = TokenBudget(100, spent=20, largest=60)
+        budget = purse(100, 20, 50)
         for _ in range(3):
             with pytest.raises(ZeroDivisionError):
                 async with budget.reserve():
                     _ = 1 / 0
         async with budget.reserve():
-            budget.spend(60)
+            budget.spend(50, 10)
         with pytest.raises(CapReachedError):
             async with budget.reserve():
                 pass
@@ -131,7 +135,7 @@ def test_what_a_failed_request_set_aside_is_free_again():
 def test_spent_before_counts():
     async def main():
         with pytest.raises(CapReachedError):
-            async with TokenBudget(100, spent=100, largest=0).reserve():
+            async with purse(100, 100).reserve():
                 pass
 
     asyncio.run(main())
