@@ -20,6 +20,7 @@ from alphadrive.data.cli import add_data_parser
 from alphadrive.errors import AlphaDriveError
 from alphadrive.eval_command import add_eval_parser
 from alphadrive.predict_command import add_predict_parser
+from alphadrive.teacher.command import add_distill_parser
 
 if TYPE_CHECKING:
     from cluster.launch import RunResult
@@ -101,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     add_data_parser(commands)
+    add_distill_parser(commands)
     _add_model(commands)
     _add_training(
         commands,

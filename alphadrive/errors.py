@@ -7,6 +7,7 @@
     │   ├── ModelError        a model folder
     │   ├── RunFolderError    a run folder that exists, is missing or is damaged
     │   └── ResourceError     more asked for than this machine or cluster has
+    ├── TeacherError          the teacher's endpoint refused, failed, or gave too few usable answers
     ├── ClusterError          Ray could not be started or joined
     ├── RolloutError          an engine failed to answer
     │   └── EngineDiedError   the engine's process is gone
@@ -53,6 +54,10 @@ class RunFolderError(InputError):
 
 class ResourceError(InputError):
     """More workers, memory or disk asked for than there is."""
+
+
+class TeacherError(AlphaDriveError):
+    """The teacher's endpoint refused or failed, or too few of its answers passed the checks."""
 
 
 class ClusterError(AlphaDriveError):

@@ -1,9 +1,27 @@
-"""The words a planner is asked with and taught to answer in (paper, section 3.2 and appendix).
+"""The words a planner is asked with and taught to answer in (paper, section 3.2 and appendix), and those
+its teacher is asked with (section 3.4).
 
 Chat messages and answer text only. Tokens and pixels are made by `alphadrive.processing`.
 """
 
-from alphadrive.actions import PATHS, SPEEDS
+from collections.abc import Sequence
+
+from alphadrive.actions import PATHS, SPEEDS, Path, Plan, Speed
+
+SPEED_WORDS: dict[Speed, str] = {
+    "KEEP": "keep the current speed",
+    "ACCELERATE": "accelerate",
+    "DECELERATE": "slow down",
+    "STOP": "come to a stop",
+}
+PATH_WORDS: dict[Path, str] = {
+    "STRAIGHT": "go straight",
+    "RIGHT_CHANGE": "change to the right lane",
+    "LEFT_CHANGE": "change to the left lane",
+    "RIGHT_TURN": "turn right",
+    "LEFT_TURN": "turn left",
+}
+"""Each action as the teacher is told it."""
 
 UNKNOWN = "unknown"
 """What a prompt says in place of a speed or a navigation command that is withheld."""
@@ -41,3 +59,36 @@ def planning_messages(speed_mps: float | None, navigation: str | None) -> list[d
 def answer_text(reasoning: str, plan: str) -> str:
     """The text a planner should write: `<think> … </think> <answer> … </answer>`."""
     return f"<think> {reasoning} </think> <answer> {plan} </answer>"
+
+
+def teacher_prompt(speed_mps: float, navigation: str, plan: Plan, refused: Sequence[str] = ()) -> str:
+    """What a teacher is asked about one front image: why the true `plan` is right.
+
+    Speed, navigation and the true decision go in, one or two sentences come out. `refused` are the
+    problems of this row's earlier answers, in order; with them the question differs each time.
+    """
+    decision = f"{SPEED_WORDS[plan.speed]} and {PATH_WORDS[plan.path]}"
+    text = (
+        "The image is the view of a vehicle's front camera. The vehicle's current speed is "
+        f"{speed_mps:.1f}m/s, the navigation command is '{navigation}'. The right decision for the next "
+        f"three seconds is known: {decision}. Explain in one or two sentences why, from what decides it in "
+        f"the image. State the decision in plain words ('{decision}'), and name no other manoeuvre, "
+        "not even to rule it out. Mention only what is visible. Write plain sentences: no lists, no tags, "
+        "no heading, no line breaks."
+    )
+    if refused:
+        text += " Earlier answers were refused: " + "; ".join(refused) + "."
+    return text
+
+
+def visibility_prompt(reasoning: str, refused: Sequence[str] = ()) -> str:
+    """What is asked about the same image afterwards: whether each object that `reasoning` names is there."""
+    text = (
+        f"Here is a remark about the image, made by somebody who may be wrong: '{reasoning}' For each object "
+        "that the remark says is there (vehicle, person, traffic light, sign, marking, obstacle, and so on), "
+        "write one line with the object, a colon, and yes if it is visible in the image as described, or no "
+        "if it is not. Write nothing else. If the remark names no object, write: none"
+    )
+    if refused:
+        text += " Earlier answers were refused: " + "; ".join(refused) + "."
+    return text

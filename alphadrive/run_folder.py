@@ -15,7 +15,6 @@ One process (the driver) holds a `RunFolder`, and the lock in it; reward workers
 on `rollouts`.
 """
 
-import fcntl
 import json
 import logging
 import math
@@ -31,9 +30,8 @@ from alphadrive.checkpoints import Checkpoint, CheckpointStore
 from alphadrive.config import Config, load_config, save_config, valid_keys
 from alphadrive.config_checks import get_key
 from alphadrive.errors import RunFolderError
+from alphadrive.locks import LOCK_FILE, take_lock
 from alphadrive.trackers import Tracker, trackers_for
-
-LOCK_FILE = ".lock"
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +63,10 @@ class RunFolder:
             raise RunFolderError(
                 f"{path}: exists, but is no run folder (no config.yaml in it); choose another run.name"
             )
-        lock = _take_lock(path)
+        lock = take_lock(
+            path,
+            "another process is writing this run; wait for it, stop it, or choose another run.name",
+        )
         try:
             if _entries(path):
                 _make_way(path, config, resume=resume, overwrite=overwrite)
@@ -174,26 +175,6 @@ def _entries(path: Path) -> list[Path]:
 
 def _is_run_or_empty(path: Path) -> bool:
     return path.is_dir() and ((path / "config.yaml").is_file() or not _entries(path))
-
-
-def _take_lock(path: Path) -> IO[str]:
-    """Make the folder and hold its lock for as long as the returned file is open; the system gives it
-    up when the process dies, however it dies."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = (path / LOCK_FILE).open("a", encoding="utf-8")
-    except OSError as error:
-        raise RunFolderError(f"{path}: cannot write the run folder: {error}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise RunFolderError(
-            f"{path}: another process is writing this run; wait for it, stop it, or choose another run.name"
-        ) from None
-    except OSError as error:
-        log.warning("%s: this file system has no locks (%s); start this run only once", path, error)
-    return file
 
 
 def _make_way(path: Path, config: Config, *, resume: bool, overwrite: bool) -> None:

@@ -1,0 +1,36 @@
+"""One writer a folder: a lock that the system gives up when its process dies, however it dies.
+
+Taken by run folders and by `alphadrive distill`.
+"""
+
+import fcntl
+import logging
+from pathlib import Path
+from typing import IO
+
+from alphadrive.errors import RunFolderError
+
+LOCK_FILE = ".lock"
+
+log = logging.getLogger(__name__)
+
+
+def take_lock(folder: Path, busy: str) -> IO[str]:
+    """Make the folder and hold its lock for as long as the returned file is open.
+
+    `busy` is what to say when another process holds it: what that process does, and what to do.
+    Raises RunFolderError then, and when the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK_FILE).open("a", encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot write the folder: {error}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise RunFolderError(f"{folder}: {busy}") from None
+    except OSError as error:
+        log.warning("%s: this file system has no locks (%s); start this only once", folder, error)
+    return file
