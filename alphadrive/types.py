@@ -43,7 +43,8 @@ class DrivingQuery:
     """One driving situation to plan for: a row of a dataset, without its pixels.
 
     `speed_mps` is in m/s. `plans` are all acceptable plans (`"KEEP, STRAIGHT"`), the recorded one
-    first. `reasoning` is the teacher's, where there is one.
+    first. `reasoning` is the teacher's, `waypoints` the driven (x, y) in m (see `alphadrive.trajectory`),
+    where there are any.
     """
 
     query_id: str
@@ -52,6 +53,7 @@ class DrivingQuery:
     navigation: str
     plans: tuple[str, ...]
     reasoning: str | None = None
+    waypoints: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
