@@ -78,12 +78,14 @@ def is_well_formed(text: str) -> bool:
     tags = list(_TAG.finditer(text))
     if tuple(tag.group() for tag in tags) not in _WELL_FORMED:
         return False
-    inside = [text[tags[i].end() : tags[i + 1].start()] for i in range(0, len(tags), 2)]
-    ends = [0, *(tag.end() for tag in tags[1::2])]
-    starts = [*(tag.start() for tag in tags[::2]), len(text)]
-    if any(text[end:start].strip() for end, start in zip(ends, starts, strict=True)):
+    position = 0
+    for opening, closing in zip(tags[::2], tags[1::2], strict=True):
+        if text[position : opening.start()].strip() or opening.end() == closing.start():
+            return False
+        position = closing.end()
+    if text[position:].strip():
         return False
-    return all(inside) and (len(inside) == 2 or read_waypoints(inside[1]) is not None)
+    return len(tags) == 4 or read_waypoints(text[tags[2].end() : tags[3].start()]) is not None
 
 
 def reasoning_of(text: str) -> str:

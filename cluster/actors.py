@@ -12,6 +12,7 @@ hands the reference of the second on. Heavy packages are imported in the actors,
 import asyncio
 import os
 import socket
+import threading
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -102,7 +103,7 @@ class RewardActor:
         from alphadrive.rollout_writer import RolloutWriter
         from rewards.further import load_terms
 
-        self._variant, self._seed = config.variant, seed
+        self._variant, self._seed, self._timeout_s = config.variant, seed, config.timeout_s
         self._further = load_terms(config, Path(user_folder))
         self._writer = RolloutWriter(Path(rollouts_folder), worker_id)
 
@@ -111,8 +112,17 @@ class RewardActor:
         return os.getpid()
 
     def score(self, group: RolloutGroup) -> tuple[GroupHeader, ScoredGroup]:
-        """Score a group. Raises RewardError, whatever a reward raised."""
-        scored = scored_or_error(group, self._variant, self._seed, self._further)
+        """Score a group. Raises RewardError, whatever a reward raised.
+
+        A worker whose reward hangs is killed, so what it has scored before is on disk by then.
+        """
+        rescue = threading.Timer(self._timeout_s / 2, self._writer.flush)
+        rescue.start()
+        try:
+            scored = scored_or_error(group, self._variant, self._seed, self._further)
+        finally:
+            rescue.cancel()
+            rescue.join()
         self._writer.write(scored)
         return header_of(scored, None), scored
 

@@ -27,7 +27,7 @@ CASES = [
     ("wrong twice", [answer("STOP, LEFT_TURN")] * 2, [(0.4, 0.4, 1), (-0.4, -0.4, 1)]),
     ("no tags at all", ["ACCELERATE, STRAIGHT"], [(1.299998, 1.199998, 0)]),
     ("answer over two lines", ["<answer>ACCELERATE,\nSTRAIGHT</answer>"], [(0.4, 0.4, 0)]),
-    ("the first answer wins", [f"<think> {TRUTH} </think> <answer> STOP </answer>"], [(1.299998, 1.199998, 1)]),
+    ("first answer wins", [f"<think> {TRUTH} </think> <answer> STOP </answer>"], [(1.299998, 1.199998, 1)]),
     ("text after the answer", [f"{RIGHT} "], [(1.299998, 1.199998, 0)]),
 ]  # fmt: skip
 
