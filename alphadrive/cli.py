@@ -20,6 +20,8 @@ from alphadrive.data.cli import add_data_parser
 from alphadrive.errors import AlphaDriveError
 from alphadrive.eval_command import add_eval_parser
 from alphadrive.predict_command import add_predict_parser
+from alphadrive.resources import put_our_packages_first
+from alphadrive.score_command import add_score_parser
 from alphadrive.teacher.command import add_distill_parser
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Parse the arguments, run the command, and turn this project's errors into an exit code."""
+    put_our_packages_first()
     args = parse_arguments(argv)
     level = logging.DEBUG if args.verbose else logging.INFO
     logging.basicConfig(
@@ -121,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_debug(commands)
     add_eval_parser(commands)
     add_predict_parser(commands)
+    add_score_parser(commands)
     return parser
 
 

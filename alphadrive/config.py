@@ -21,6 +21,8 @@ from alphadrive.resources import shipped
 
 SHIPPED_CONFIGS = shipped("configs")
 
+_TERM_WEIGHTS = "rewards.weights"
+
 
 @dataclass
 class RunConfig:
@@ -55,6 +57,8 @@ class DataConfig:
     """Use only the first rows of `train`."""
     sampling: str = "uniform"
     """`uniform`: every row once an epoch; `balanced`: every recorded plan equally often, for SFT and GRPO."""
+    trajectory: bool = False
+    """Ask for a trajectory beside the plan, and teach it; every row needs its waypoints."""
 
 
 @dataclass
@@ -123,9 +127,25 @@ class RewardConfig:
     """The reward workers and what they pay."""
 
     num_workers: int = 1
-    variant: str = "paper"
-    """`paper`, or `random` (a control: a reward that knows nothing)."""
+    variant: str = "strict"
+    """`strict`; `paper` (Algorithm 1) and `released` (the published code, quirks included) for
+    reproduction; `random` (a control: a reward that knows nothing)."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Further terms and their weights: `trajectory`, `length`, `consistency`, `judge`, and functions of
+    your own, `package.module:function` or `path/to/file.py:function`."""
+    trajectory_cap_m: float = 3.0
+    """Average displacement from which `trajectory` pays nothing, m."""
+    length_chars: int = 400
+    """Characters up to which `length` takes nothing."""
+    judge_url: str | None = None
+    """An OpenAI-compatible endpoint, with its `/v1`."""
+    judge_model: str | None = None
+    judge_api_key_env: str | None = None
+    """Name of the environment variable that holds the key, on every node with reward workers."""
+    judge_timeout_s: float = 10.0
+    judge_retries: int = 1
     timeout_s: float = 30.0
+    """A reward worker that needs longer for a group is killed."""
     max_dead_letter_share: float = 0.01
     """Share of groups that may be dead-lettered before the run ends."""
 
@@ -229,7 +249,16 @@ def load_config(name_or_path: str, overrides: list[str] | None = None) -> Config
         raise ConfigError(f"{path}: expected a mapping of keys at the top, got a list or a value")
     for key, value in _leaves(OmegaConf.to_container(loaded)):
         _set(tree, key, value, source=str(path))
-    for override in overrides or []:
+    return _finished(tree, overrides or [])
+
+
+def default_config(overrides: list[str]) -> Config:
+    """The defaults with `key=value` overrides, checked. Raises as `load_config`."""
+    return _finished(OmegaConf.structured(Config), overrides)
+
+
+def _finished(tree: Any, overrides: list[str]) -> Config:
+    for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"override {override!r}: expected key=value, for example grpo.steps=10")
@@ -262,6 +291,8 @@ def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 def _set(tree: Any, key: str, value: Any, source: str) -> None:
     keys = valid_keys()
+    if key.startswith(f"{_TERM_WEIGHTS}."):  # what follows is the name of a term, dots and all
+        key, value = _TERM_WEIGHTS, {key.removeprefix(f"{_TERM_WEIGHTS}."): value}
     if key not in keys:
         nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from alphadrive.errors import ConfigError
+from alphadrive.reward_names import VARIANTS, weight_problems
 
 if TYPE_CHECKING:
     from alphadrive.config import Config
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 def check_config(config: "Config") -> None:
     """Check values and combinations. Raises ConfigError with every problem found, one a line."""
-    problems = [*_range_problems(config), *_arithmetic_problems(config)]
+    problems = [*_range_problems(config), *_arithmetic_problems(config), *_reward_problems(config)]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -37,6 +38,7 @@ _AT_LEAST_ONE = [
     "checkpoint.keep_last",
     "rollout.canary_rows",
     "rollout.kv_cache_bytes",
+    "rewards.length_chars",
 ]
 _POSITIVE = [
     "grpo.learning_rate",
@@ -45,6 +47,8 @@ _POSITIVE = [
     "rollout.request_timeout_s",
     "rollout.sync_timeout_s",
     "rewards.timeout_s",
+    "rewards.trajectory_cap_m",
+    "rewards.judge_timeout_s",
     "learner.max_grad_norm",
 ]
 _AT_LEAST_ZERO = [
@@ -58,13 +62,14 @@ _AT_LEAST_ZERO = [
     "learner.weight_decay",
     "sft.warmup_ratio",
     "rewards.max_dead_letter_share",
+    "rewards.judge_retries",
     "rollout.gpus_per_worker",
     "learner.gpus_per_rank",
 ]
 _CHOICES: dict[str, tuple[object, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
     "learner.zero_stage": (0, 1, 2, 3),
-    "rewards.variant": ("paper", "random"),
+    "rewards.variant": VARIANTS,
     "data.sampling": ("uniform", "balanced"),
     "sft.target": ("teacher", "recorded"),
 }
@@ -140,5 +145,29 @@ def _arithmetic_problems(config: "Config") -> list[str]:
             f"rollout.sync_timeout_s={config.rollout.sync_timeout_s} exceeds "
             f"rollout.request_timeout_s={config.rollout.request_timeout_s}; a request paused by a weight "
             "sync would time out: lower the first or raise the second"
+        )
+    return problems
+
+
+def _reward_problems(config: "Config") -> list[str]:
+    rewards = config.rewards
+    problems = weight_problems(rewards.weights)
+    if rewards.weights.get("trajectory") and not config.data.trajectory:
+        problems.append(
+            "rewards.weights.trajectory: no answer states a trajectory while data.trajectory=False; "
+            "set that to true, or the weight to 0"
+        )
+    if not rewards.weights.get("judge"):
+        return problems
+    if not (rewards.judge_url or "").startswith(("http://", "https://")):
+        problems.append(f"rewards.judge_url={rewards.judge_url}: expected an http or https address")
+    if not rewards.judge_model:
+        problems.append(f"rewards.judge_model={rewards.judge_model}: expected the name of the judge's model")
+    patience_s = rewards.judge_timeout_s * (rewards.judge_retries + 1)
+    if patience_s >= rewards.timeout_s:
+        problems.append(
+            f"rewards.judge_timeout_s={rewards.judge_timeout_s} x (rewards.judge_retries="
+            f"{rewards.judge_retries} + 1) = {patience_s} reaches rewards.timeout_s={rewards.timeout_s}, "
+            "after which a worker is killed: lower the first or raise the last"
         )
     return problems

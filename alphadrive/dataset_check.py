@@ -17,6 +17,7 @@ from alphadrive.data.validate import iter_problems, raise_problems
 from alphadrive.data.verdicts import recall_verdict, remember_verdict, verdict_key
 from alphadrive.errors import DataError
 from alphadrive.prompts import answer_text
+from alphadrive.trajectory import waypoints_problem
 from alphadrive.types import DrivingQuery
 
 if TYPE_CHECKING:
@@ -60,14 +61,17 @@ def check_dataset(
     *,
     max_pixels: int,
     num_rows: int | None = None,
+    with_trajectory: bool = False,
     remember: bool = True,
 ) -> DatasetLengths:
     """Validate every row that is used, with the model's tokenizer; quick when nothing has changed since.
 
-    A dataset that is soon gone need not be remembered. Raises DataError with all problems.
+    `with_trajectory` asks for waypoints in every row. A dataset that is soon gone need not be remembered
+    (`remember`). Raises DataError with all problems.
     """
     DrivingDataset(folder, num_rows)
     against = [f"max_pixels={max_pixels}", f"num_rows={num_rows}", _text_side_hash(model_folder)]
+    against += ["with_trajectory"] if with_trajectory else []
     verdict = verdict_key(folder, against)
     remembered = recall_verdict(verdict)
     if remembered is not None:
@@ -78,7 +82,7 @@ def check_dataset(
     from alphadrive.processing import PromptProcessor
 
     logger.info("%s: checking every row", folder)
-    processor = PromptProcessor(model_folder, max_pixels)
+    processor = PromptProcessor(model_folder, max_pixels, with_trajectory)
     lengths = _Lengths(processor)
     problems = iter_problems(folder, processor.special_tokens, num_rows, lengths.check)
     raise_problems(problems, str(folder))
@@ -116,6 +120,9 @@ class _Lengths:
         """Take one valid record into account; returns what makes it unusable with this model."""
         values = self._values
         values["num_rows"] += 1
+        waypoints = record.waypoints if self._processor.with_trajectory else None
+        if self._processor.with_trajectory and (problem := waypoints_problem(record.waypoints)):
+            return [problem]
         try:
             image_tokens = front_image_tokens(self._processor, record)
             prompt = self._num_text_tokens(record) + image_tokens
@@ -129,7 +136,7 @@ class _Lengths:
             values.setdefault("without_reasoning_where", where)
             return []
         plan = max((*record.plans, record.teacher_plan or ""), key=len)
-        sample = prompt + len(self._processor.completion_ids(answer_text(record.reasoning, plan)))
+        sample = prompt + len(self._processor.completion_ids(answer_text(record.reasoning, plan, waypoints)))
         if sample > values.get("longest_sample", 0):
             values.update(longest_sample=sample, longest_sample_where=where)
         return []

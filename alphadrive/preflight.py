@@ -17,7 +17,7 @@ from alphadrive.dataset_check import DatasetLengths, check_dataset
 from alphadrive.errors import ConfigError, DataError, ModelError
 from alphadrive.model_folder import num_parameters, read_json
 from alphadrive.model_source import model_folder_of
-from alphadrive.resources import shadowed_packages
+from alphadrive.resources import FIRST_IMPORTED, shadowed_packages
 
 Stage = Literal["sft", "grpo", "eval", "debug"]
 
@@ -61,6 +61,7 @@ def check_run(config: Config, stage: Stage, *, remember: bool = True) -> RunChec
             max_pixels=max_pixels,
             num_rows=config.data.num_rows,
             remember=remember,
+            with_trajectory=config.data.trajectory,
         )
         _check_lengths(config, stage, train, "data.train")
     if stage != "sft" and config.data.eval is not None:
@@ -70,6 +71,7 @@ def check_run(config: Config, stage: Stage, *, remember: bool = True) -> RunChec
             max_pixels=max_pixels,
             num_rows=config.eval.num_rows,
             remember=remember,
+            with_trajectory=config.data.trajectory,
         )
         _check_lengths(config, "eval", eval_lengths, "data.eval")
         if train is not None:
@@ -86,8 +88,8 @@ def check_run(config: Config, stage: Stage, *, remember: bool = True) -> RunChec
 
 
 def _check_working_directory(stage: Stage) -> None:
-    """Ray's workers import from the working directory first."""
-    shadowing = shadowed_packages(Path.cwd()) if stage in ("sft", "grpo") else []
+    """Ray's workers import from the working directory first, until `cluster.actors` is imported there."""
+    shadowing = shadowed_packages(Path.cwd(), FIRST_IMPORTED) if stage in ("sft", "grpo") else []
     if shadowing:
         raise ConfigError(
             f"{Path.cwd()}: has a package {shadowing[0]!r} of its own, which Ray's workers would import "

@@ -58,16 +58,18 @@ def fitted_size(width: int, height: int, factor: int, min_pixels: int, max_pixel
 class PromptProcessor:
     """Tokens and pixels for one model folder.
 
-    `max_pixels` is lowered to the folder's own limit where that is smaller. `vision_token_ids` must
+    `max_pixels` is lowered to the folder's own limit where that is smaller. `with_trajectory` is
+    `data.trajectory`: whether prompts ask for one. `vision_token_ids` must
     never be sampled: the sampler and the learner mask them alike. Raises ModelError for a folder whose
     tokenizer lacks the vision tokens or `<|im_end|>`, or whose template does not place one image.
     """
 
-    def __init__(self, model_folder: Path, max_pixels: int) -> None:
+    def __init__(self, model_folder: Path, max_pixels: int, with_trajectory: bool = False) -> None:
         from transformers import AutoTokenizer
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
         self.model_folder = Path(model_folder)
+        self.with_trajectory = with_trajectory
         self.tokenizer: Any = AutoTokenizer.from_pretrained(
             self.model_folder, local_files_only=True, trust_remote_code=False
         )
@@ -116,6 +118,7 @@ class PromptProcessor:
             planning_messages(
                 None if "speed" in query.withheld else query.speed_mps,
                 None if "navigation" in query.withheld else query.navigation,
+                self.with_trajectory,
             ),
             chat_template=self._template,
             tokenize=False,

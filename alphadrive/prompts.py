@@ -1,12 +1,14 @@
 """The words a planner is asked with and taught to answer in (paper, section 3.2 and appendix), and those
 its teacher is asked with (section 3.4).
 
-Chat messages and answer text only. Tokens and pixels are made by `alphadrive.processing`.
+Chat messages and answer text only. Tokens and pixels are made by `alphadrive.processing`; how a trajectory
+is written is in `alphadrive.trajectory`.
 """
 
 from collections.abc import Sequence
 
 from alphadrive.actions import PATHS, SPEEDS, Path, Plan, Speed
+from alphadrive.trajectory import trajectory_text
 
 SPEED_WORDS: dict[Speed, str] = {
     "KEEP": "keep the current speed",
@@ -31,15 +33,23 @@ def _listed(words: tuple[str, ...]) -> str:
     return ", ".join(words[:-1]) + f", and {words[-1]}"
 
 
-def planning_prompt(speed_mps: float | None, navigation: str | None) -> str:
+_TRAJECTORY = (
+    " Between reasoning and answer state the trajectory in <trajectory> </trajectory> tags: your position "
+    "(x, y) in metres, x forward and y left, every 0.5 seconds for three seconds. For example, at a steady "
+    "8m/s: '<trajectory> (4.00, 0.00) (8.00, 0.00) (12.00, 0.00) (16.00, 0.00) (20.00, 0.00) (24.00, 0.00) "
+    "</trajectory>'."
+)
+
+
+def planning_prompt(speed_mps: float | None, navigation: str | None, with_trajectory: bool = False) -> str:
     """The paper's planning prompt for one situation. `speed_mps` is printed with one decimal.
 
     None withholds a value; the sentence stays whole: "Your current speed is unknown, the navigation command
-    is 'unknown', …".
+    is 'unknown', …". `with_trajectory` asks for a trajectory beside the plan, which the paper does not.
     """
     speed = UNKNOWN if speed_mps is None else f"{speed_mps:.1f}m/s"
     command = UNKNOWN if navigation is None else navigation
-    return (
+    prompt = (
         f"You are an expert driving assistant. Your current speed is {speed}, the navigation "
         f"command is '{command}', based on the understanding of the driving scene and the navigation "
         "information, what is your driving plan for the next three seconds? Output the planning reasoning "
@@ -48,17 +58,22 @@ def planning_prompt(speed_mps: float | None, navigation: str | None) -> str:
         f"PATH includes {_listed(PATHS)}. For example, a correct answer format is like "
         "'<think> planning reasoning process here </think> <answer> KEEP, LEFT_TURN </answer>'."
     )
+    return prompt + _TRAJECTORY if with_trajectory else prompt
 
 
-def planning_messages(speed_mps: float | None, navigation: str | None) -> list[dict[str, object]]:
+def planning_messages(
+    speed_mps: float | None, navigation: str | None, with_trajectory: bool = False
+) -> list[dict[str, object]]:
     """Chat messages for one front image and one situation, for a processor's chat template."""
-    text = planning_prompt(speed_mps, navigation)
+    text = planning_prompt(speed_mps, navigation, with_trajectory)
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
 
 
-def answer_text(reasoning: str, plan: str) -> str:
-    """The text a planner should write: `<think> … </think> <answer> … </answer>`."""
-    return f"<think> {reasoning} </think> <answer> {plan} </answer>"
+def answer_text(reasoning: str, plan: str, waypoints: Sequence[Sequence[float]] | None = None) -> str:
+    """The text a planner should write: `<think> … </think> <answer> … </answer>`, with `waypoints` the
+    trajectory between the two."""
+    trajectory = f"<trajectory> {trajectory_text(waypoints)} </trajectory> " if waypoints else ""
+    return f"<think> {reasoning} </think> {trajectory}<answer> {plan} </answer>"
 
 
 def teacher_prompt(speed_mps: float, navigation: str, plan: Plan, refused: Sequence[str] = ()) -> str:

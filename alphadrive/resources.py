@@ -1,8 +1,13 @@
-"""Where the files shipped with the project are: beside the packages in a checkout, inside in a wheel."""
+"""Where the project's own files and packages are, also when it is run in a folder with names like ours."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
+PACKAGES = ("alphadrive", "rollout", "learner", "rewards", "cluster")
+FIRST_IMPORTED = ("alphadrive", "cluster")
+"""What a Ray worker imports before `put_our_packages_first` can run in it."""
 
 
 def shipped(name: str) -> Path:
@@ -17,14 +22,21 @@ def shipped(name: str) -> Path:
     return inside_the_package
 
 
-def shadowed_packages(folder: Path) -> list[str]:
-    """The packages of this project that code run in `folder` finds there instead of ours.
+def shadowed_packages(folder: Path, names: Sequence[str] = PACKAGES) -> list[str]:
+    """Which of our packages code finds in `folder`, if it looks there first, instead of ours.
 
-    Ray puts the driver's working directory first on the path of its workers, so a run started in
+    Ray puts the driver's working directory first on the path of its workers, so one started in
     somebody's project that has a `rewards` package of its own would import that one.
     """
-    ours = _PACKAGE.parent
-    if folder.resolve() == ours:
+    if folder.resolve() == _PACKAGE.parent:
         return []
-    names = ("alphadrive", "rollout", "learner", "rewards", "cluster")
     return [n for n in names if (folder / n / "__init__.py").is_file() or (folder / f"{n}.py").is_file()]
+
+
+def put_our_packages_first() -> None:
+    """Move the folders that hold a package with the name of one of ours to the end of the path.
+
+    What else is in them can still be imported. Processes that this one spawns inherit the order.
+    """
+    hiding = [entry for entry in sys.path if shadowed_packages(Path(entry))]
+    sys.path[:] = [entry for entry in sys.path if entry not in hiding] + hiding

@@ -43,8 +43,9 @@ class DrivingQuery:
     """One driving situation to plan for: a row of a dataset, without its pixels.
 
     `speed_mps` is in m/s. `plans` are all acceptable plans (`"KEEP, STRAIGHT"`), the recorded one
-    first. `reasoning` is the teacher's, where there is one. `withheld` names what the prompt does not
-    tell (`speed`, `navigation`): an evaluation asks so what a planner makes of it.
+    first. `reasoning` is the teacher's, `waypoints` the driven (x, y) in m (see `alphadrive.trajectory`),
+    where there are any. `withheld` names what the prompt does not tell (`speed`, `navigation`): an
+    evaluation asks so what a planner makes of it.
     """
 
     query_id: str
@@ -53,6 +54,7 @@ class DrivingQuery:
     navigation: str
     plans: tuple[str, ...]
     reasoning: str | None = None
+    waypoints: tuple[tuple[float, ...], ...] | None = None
     withheld: frozenset[str] = frozenset()
 
 

@@ -12,14 +12,16 @@ hands the reference of the second on. Heavy packages are imported in the actors,
 import asyncio
 import os
 import socket
+import threading
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
-from alphadrive.config import Config
+from alphadrive.config import Config, RewardConfig
 from alphadrive.errors import AlphaDriveError, RewardError
+from alphadrive.resources import put_our_packages_first
 from alphadrive.types import (
     DrivingQuery,
     GroupHeader,
@@ -31,10 +33,14 @@ from alphadrive.types import (
 from cluster.headers import GroupReceipt, header_of, receipt_of
 
 if TYPE_CHECKING:
+    from rewards.further import FurtherTerm
     from rollout.engine import RolloutEngine
     from rollout.settings import EngineSettings, Sampling
 
 T = TypeVar("T")
+
+# Here, because a worker imports this module before anything else of ours that a user's folder may hide.
+put_our_packages_first()
 
 CONTROL = "control"
 
@@ -89,13 +95,16 @@ class RolloutActor:
 
 
 class RewardActor:
-    """Scores groups and writes them to disk."""
+    """Scores groups and writes them to disk. The user's functions are looked for in `user_folder`."""
 
-    def __init__(self, variant: str, seed: int, rollouts_folder: str, worker_id: str) -> None:
+    def __init__(
+        self, config: RewardConfig, seed: int, rollouts_folder: str, worker_id: str, user_folder: str
+    ) -> None:
         from alphadrive.rollout_writer import RolloutWriter
+        from rewards.further import load_terms
 
-        self._variant = variant
-        self._seed = seed
+        self._variant, self._seed, self._timeout_s = config.variant, seed, config.timeout_s
+        self._further = load_terms(config, Path(user_folder))
         self._writer = RolloutWriter(Path(rollouts_folder), worker_id)
 
     def ready(self) -> int:
@@ -103,8 +112,17 @@ class RewardActor:
         return os.getpid()
 
     def score(self, group: RolloutGroup) -> tuple[GroupHeader, ScoredGroup]:
-        """Score a group. Raises RewardError, whatever a reward raised."""
-        scored = scored_or_error(group, self._variant, self._seed)
+        """Score a group. Raises RewardError, whatever a reward raised.
+
+        A worker whose reward hangs is killed, so what it has scored before is on disk by then.
+        """
+        rescue = threading.Timer(self._timeout_s / 2, self._writer.flush)
+        rescue.start()
+        try:
+            scored = scored_or_error(group, self._variant, self._seed, self._further)
+        finally:
+            rescue.cancel()
+            rescue.join()
         self._writer.write(scored)
         return header_of(scored, None), scored
 
@@ -113,12 +131,14 @@ class RewardActor:
         self._writer.close()
 
 
-def scored_or_error(group: RolloutGroup, variant: str, seed: int) -> ScoredGroup:
+def scored_or_error(
+    group: RolloutGroup, variant: str, seed: int, further: "tuple[FurtherTerm, ...]"
+) -> ScoredGroup:
     """Score a group; an error of any other kind becomes a RewardError that names the query."""
     from rewards import score_group
 
     try:
-        return score_group(group, variant, seed)
+        return score_group(group, variant, seed, further)
     except AlphaDriveError:
         raise
     except Exception as error:

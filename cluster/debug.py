@@ -104,12 +104,15 @@ class DirectRewards:
     """Scores groups here."""
 
     def __init__(self, config: Config, writer: RolloutWriter) -> None:
+        from rewards.further import load_terms
+
         self._config, self._writer = config, writer
+        self._further = load_terms(config.rewards, Path.cwd())
 
     async def score(self, group: object) -> GroupHeader:
         """Score a group and write it down."""
         assert isinstance(group, RolloutGroup)
-        scored = scored_or_error(group, self._config.rewards.variant, self._config.seed)
+        scored = scored_or_error(group, self._config.rewards.variant, self._config.seed, self._further)
         self._writer.write(scored)
         return header_of(scored, scored)
 

@@ -244,10 +244,10 @@ def _make_rollout_pool(attempt: Attempt, placement: Placement, rollout_actor: ty
 
 def _make_reward_pool(config: Config, rollouts_folder: Path) -> RewardPool:
     actor_class = ray.remote(RewardActor).options(num_cpus=0, max_restarts=0)
-    folder = str(rollouts_folder.resolve())
+    folder, user_folder = str(rollouts_folder.resolve()), str(Path.cwd())
 
     def spawn(worker_id: str) -> Any:
-        return actor_class.remote(config.rewards.variant, config.seed, folder, worker_id)
+        return actor_class.remote(config.rewards, config.seed, folder, worker_id, user_folder)
 
     return RewardPool(config.rewards, spawn)
 

@@ -29,6 +29,7 @@ from cluster.ray_session import cluster_size, ray_session
 from cluster.recorder import LEDGER_FILE
 from cluster.status import RunStatus
 from cluster.stopping import StopSignals
+from rewards.further import load_terms
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ def execute(
     """Run one stage from its checks to its summary."""
     started_s = time.monotonic()
     check_config(config)
+    if stage == "grpo":
+        load_terms(config.rewards, Path.cwd())
     checked = check_run(config, stage if on_ray else "debug")
     run = RunFolder.create(config, resume, overwrite)
     checkpoint = run.latest_checkpoint() if resume else None

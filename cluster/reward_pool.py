@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from alphadrive.config import RewardConfig
@@ -51,6 +52,8 @@ class RewardPool:
                 worker = await self._replace(worker)
             except RewardError as error:
                 failure = error
+                with suppress(RewardError):
+                    await fetch(scored)  # the same error; Ray reports one that nobody looks at
             finally:
                 self._idle.put_nowait(worker)
         assert failure is not None

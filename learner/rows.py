@@ -20,6 +20,7 @@ from alphadrive.data.records import DrivingRecord
 from alphadrive.errors import DataError, LearnerError
 from alphadrive.processing import PromptProcessor
 from alphadrive.prompts import answer_text
+from alphadrive.trajectory import waypoints_problem
 from alphadrive.types import RolloutGroup
 from learner.batch import Grid, TokenRow
 
@@ -84,7 +85,9 @@ class RowReader:
         return SftTarget(
             row=row,
             prompt_ids=self.processor.prompt_ids(self.dataset.query(row)),
-            completion_ids=self.processor.completion_ids(target_text(record, target)),
+            completion_ids=self.processor.completion_ids(
+                target_text(record, target, self.processor.with_trajectory)
+            ),
         )
 
     def target_row(self, target: "SftTarget") -> TokenRow:
@@ -108,12 +111,16 @@ class RowReader:
         return self.processor.pixels(self.processor.fit(self.dataset.image(row)))
 
 
-def target_text(record: DrivingRecord, target: str) -> str:
-    """The answer SFT teaches for a record. Raises DataError for a record without reasoning."""
+def target_text(record: DrivingRecord, target: str, with_trajectory: bool = False) -> str:
+    """The answer SFT teaches for a record. Raises DataError for a record without reasoning, or without
+    waypoints where a trajectory is asked for."""
     if not record.reasoning:
         raise DataError(f"query {record.query_id}: reasoning: missing; SFT needs it in every row")
+    if with_trajectory and (problem := waypoints_problem(record.waypoints)):
+        raise DataError(f"query {record.query_id}: {problem}")
     is_teacher = target == "teacher" and record.teacher_plan is not None
-    return answer_text(record.reasoning, str(record.teacher_plan) if is_teacher else record.plans[0])
+    plan = str(record.teacher_plan) if is_teacher else record.plans[0]
+    return answer_text(record.reasoning, plan, record.waypoints if with_trajectory else None)
 
 
 def check_reasoning(dataset: DrivingDataset) -> None:

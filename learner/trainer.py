@@ -59,7 +59,7 @@ class Trainer:
             torch.set_num_threads(max(1, int(config.learner.cpus_per_rank)))
         _seed_everything(config.seed + rank)
         self.device = join_process_group(rank, world_size, master_addr, master_port, on_gpu)
-        processor = PromptProcessor(self.model_folder, config.model.max_pixels)
+        processor = PromptProcessor(self.model_folder, config.model.max_pixels, config.data.trajectory)
         self.reader = RowReader(dataset_folder, processor, config.data.num_rows)
         self.policy = self.load_policy(temperature)
         if config.learner.freeze_vision:

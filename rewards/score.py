@@ -1,74 +1,105 @@
 """Scoring one group: texts in, every reward term and the advantages out.
 
-Pure: the same group gives the same result in any process. Called by the reward workers in
-`cluster/`, and directly in single-process debug mode.
+    variant (strict, paper, released, random) ──▶ its terms ┐
+    rewards.weights ──▶ further terms, weighted ────────────┴─▶ total ──▶ advantages
+
+Without further terms pure: the same group gives the same result in any process. Called by the reward
+workers in `cluster/`, directly in single-process debug mode, and by `alphadrive score`.
 """
 
-import random
-from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 
-from alphadrive.actions import Plan, is_well_formed, parse_answer, parse_plan
+from alphadrive.actions import Plan, parse_answer, parse_plan
 from alphadrive.errors import ConfigError, RewardError
-from alphadrive.types import DrivingQuery, RewardBreakdown, RolloutGroup, ScoredGroup
+from alphadrive.reward_names import VARIANTS
+from alphadrive.types import Completion, DrivingQuery, RewardBreakdown, RolloutGroup, ScoredGroup
 from rewards.advantages import group_advantages
-from rewards.terms import diversity_factor, plan_terms
+from rewards.further import FurtherTerm, term_values
+from rewards.noise import random_terms
+from rewards.paper import paper_terms
+from rewards.released import released_terms
+from rewards.strict import strict_terms
 
-VARIANTS = ("paper", "random")
 
-
-def score_group(group: RolloutGroup, variant: str = "paper", seed: int = 0) -> ScoredGroup:
+def score_group(
+    group: RolloutGroup, variant: str = "strict", seed: int = 0, further: Sequence[FurtherTerm] = ()
+) -> ScoredGroup:
     """Give every completion of a group its reward terms and its advantage.
 
-    `variant` `paper`: terms `speed`, `path` in [0, 1), `format` 0 or 1 (see `rewards.terms`), their
-    sum as total in [0, 3). `random`: one term `random`, uniform in [0, 1), which depends on `seed`,
-    query id, ticket and place in the group alone: a control, a reward that knows nothing.
+    `variant` names the module that makes the first terms: `strict`, `paper` and `released` make `speed`,
+    `path` and `format`, `random` makes `random`, which depends on `seed`, query id, ticket and place in
+    the group alone. `released` knows one true plan, the recorded one. The total is the sum of all terms.
 
-    Raises RewardError if the query's acceptable plans cannot be read or the group is empty,
-    ConfigError for an unknown variant.
+    Raises RewardError if the query's acceptable plans cannot be read, the group is empty or a further
+    term fails, ConfigError for an unknown variant.
     """
-    if variant == "paper":
-        rewards = _paper_rewards(group)
-    elif variant == "random":
-        rewards = _random_rewards(group, seed)
-    else:
-        raise ConfigError(f"rewards.variant={variant!r}: expected one of {', '.join(VARIANTS)}")
+    query = group.query
+    solutions = query.plans
+    if variant == "released":
+        acceptable_plans(query.plans, query.query_id)
+        solutions = (f"<answer> {query.plans[0]} </answer>",)
+    rewards = score_completions(
+        group.completions,
+        solutions,
+        query,
+        variant=variant,
+        noise_key=f"{seed}/{query.query_id}/{group.ticket}",
+        further=further,
+    )
     advantages = group_advantages([reward.total for reward in rewards])
     return ScoredGroup(group=group, rewards=rewards, advantages=advantages)
 
 
-def _paper_rewards(group: RolloutGroup) -> tuple[RewardBreakdown, ...]:
-    acceptable = acceptable_plans(group.query)
-    answers = [parse_answer(completion.text) for completion in group.completions]
-    counts = Counter(answers)
-    rewards = []
-    for completion, answer in zip(group.completions, answers, strict=True):
-        diversity = diversity_factor(counts[answer], len(answers))
-        speed, path = plan_terms(answer, acceptable, diversity)
-        well_formed = 1.0 if is_well_formed(completion.text) else 0.0
-        terms = {"speed": speed, "path": path, "format": well_formed}
-        rewards.append(RewardBreakdown(terms=terms, total=speed + path + well_formed))
-    return tuple(rewards)
+def score_completions(
+    completions: Sequence[Completion],
+    solutions: Sequence[str],
+    query: DrivingQuery,
+    *,
+    variant: str,
+    noise_key: str,
+    further: Sequence[FurtherTerm] = (),
+) -> tuple[RewardBreakdown, ...]:
+    """The reward of every completion of one group, in order.
+
+    `solutions` are the acceptable plans, each bare (`KEEP, STRAIGHT`) or in `<answer>` tags; `released`
+    reads the first alone, as it stands. Further terms see `query`. Raises as `score_group`.
+    """
+    texts = [completion.text for completion in completions]
+    rewards = variant_terms(texts, solutions, query.query_id, variant, noise_key)
+    for term in further:
+        for terms, value in zip(rewards, term_values(term, query, completions), strict=True):
+            terms[term.name] = value
+    return tuple(RewardBreakdown(terms=terms, total=sum(terms.values())) for terms in rewards)
 
 
-def _random_rewards(group: RolloutGroup, seed: int) -> tuple[RewardBreakdown, ...]:
-    noise = random.Random(f"{seed}/{group.query.query_id}/{group.ticket}")
-    draws = [noise.random() for _ in group.completions]
-    return tuple(RewardBreakdown(terms={"random": draw}, total=draw) for draw in draws)
+def variant_terms(
+    texts: Sequence[str], solutions: Sequence[str], query_id: str, variant: str, noise_key: str
+) -> list[dict[str, float]]:
+    """The terms of one variant for every text of one group. See `score_completions`."""
+    if variant == "strict":
+        return strict_terms(texts, acceptable_plans(solutions, query_id))
+    if variant == "paper":
+        return paper_terms(texts, acceptable_plans(solutions, query_id))
+    if variant == "released":
+        return released_terms(texts, [solutions[0]] * len(texts))
+    if variant == "random":
+        return random_terms(len(texts), noise_key)
+    raise ConfigError(f"rewards.variant={variant!r}: expected one of {', '.join(VARIANTS)}")
 
 
-def acceptable_plans(query: DrivingQuery) -> tuple[Plan, ...]:
-    """The query's acceptable plans, read. Raises RewardError naming the query if one is no plan."""
-    plans = [_parsed(text) for text in query.plans]
-    readable = tuple(plan for plan in plans if plan is not None)
-    if not plans or len(readable) != len(plans):
+def acceptable_plans(solutions: Sequence[str], query_id: str) -> tuple[Plan, ...]:
+    """The acceptable plans of a query, read. Raises RewardError naming the query if one is no plan."""
+    plans = tuple(plan for plan in map(read_solution, solutions) if plan is not None)
+    if not plans or len(plans) != len(solutions):
         raise RewardError(
-            f"query {query.query_id}: acceptable plans {list(query.plans)}: expected at least one "
+            f"query {query_id}: acceptable plans {list(solutions)}: expected at least one "
             "'SPEED, PATH' each; run `alphadrive data validate` on the data set"
         )
-    return readable
+    return plans
 
 
 @lru_cache(maxsize=256)
-def _parsed(text: str) -> Plan | None:
-    return parse_plan(text)
+def read_solution(text: str) -> Plan | None:
+    """A true plan, bare or in `<answer>` tags; None where there is none."""
+    return parse_plan(text) or parse_answer(text)

@@ -68,7 +68,9 @@ class RequestMaker:
     """Makes vLLM's requests from queries, and groups from vLLM's outputs. Opens datasets itself."""
 
     def __init__(self, settings: EngineSettings, engine_id: str) -> None:
-        self.processor = PromptProcessor(Path(settings.model_folder), settings.max_pixels)
+        self.processor = PromptProcessor(
+            Path(settings.model_folder), settings.max_pixels, settings.with_trajectory
+        )
         self.engine_id = engine_id
         self.tokens_generated = 0
         self._folders = settings.datasets

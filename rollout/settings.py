@@ -14,7 +14,8 @@ class EngineSettings:
 
     `datasets` names the folders an engine may be asked about (`train`, `eval`); it opens them itself.
     `kv_cache_bytes` sizes the KV cache on CPU, `gpu_memory_utilization` (a share of the GPU's memory) on
-    `cuda`. `seed` starts the stream of unseeded requests: give every engine its own.
+    `cuda`. `seed` starts the stream of unseeded requests: give every engine its own. `with_trajectory` is
+    `data.trajectory`.
     """
 
     model_folder: str
@@ -28,6 +29,7 @@ class EngineSettings:
     gpu_memory_utilization: float = 0.85
     seed: int = 0
     initial_version: WeightVersion = _FIRST_VERSION
+    with_trajectory: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,7 @@ def engine_settings(
         gpu_memory_utilization=config.rollout.gpu_memory_utilization,
         seed=config.seed * 1000 + engine_index,
         initial_version=WeightVersion(attempt, 0),
+        with_trajectory=config.data.trajectory,
     )
 
 

@@ -15,7 +15,7 @@ from alphadrive.errors import DataError
 
 FRONT_CAMERA = "front"
 MAX_SPEED_MPS = 70.0
-MARKUP = re.compile(r"<\|[^<>|\s]{1,40}\|>|</?(?:think|answer)>", re.IGNORECASE)
+MARKUP = re.compile(r"<\|[^<>|\s]{1,40}\|>|</?(?:think|trajectory|answer)>", re.IGNORECASE)
 """Chat markup and answer tags: never part of what a dataset says, whatever the tokenizer."""
 
 RecordCheck = Callable[[str, DrivingRecord], Sequence[str]]

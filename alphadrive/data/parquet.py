@@ -22,14 +22,21 @@ from PIL import Image
 from alphadrive.data.checks import FRONT_CAMERA
 from alphadrive.data.images import decode_image
 from alphadrive.data.records import DrivingRecord
-from alphadrive.data.schema import ALL_COLUMNS, UNREADABLE, checked_metadata, checked_shards, record_of
+from alphadrive.data.schema import (
+    ALL_COLUMNS,
+    UNREADABLE,
+    checked_metadata,
+    checked_shards,
+    record_of,
+    waypoints_of,
+)
 from alphadrive.data.writing import write_records
 from alphadrive.errors import DataError
 from alphadrive.types import DrivingQuery
 
 __all__ = ["DrivingDataset", "write_records"]
 
-_QUERY_COLUMNS = ("query_id", "speed_mps", "navigation", "plans", "reasoning")
+_QUERY_COLUMNS = ("query_id", "speed_mps", "navigation", "plans", "reasoning", "waypoints")
 _IMAGE_COLUMNS = ("images.list.element.camera", "images.list.element.dt_s", "images.list.element.bytes")
 _CACHE_BYTES = 32 << 20
 _MAX_OPEN_SHARDS = 16
@@ -95,6 +102,7 @@ class DrivingDataset:
             navigation=values["navigation"],
             plans=tuple(values["plans"]),
             reasoning=values["reasoning"],
+            waypoints=waypoints_of(values),
         )
 
     def record(self, row: int) -> DrivingRecord:

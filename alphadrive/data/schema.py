@@ -90,15 +90,20 @@ def record_of(values: dict[str, Any]) -> DrivingRecord:
         )
         for image in (found or absent for found in values["images"] or ())
     )
-    waypoints = values["waypoints"]
     return DrivingRecord(
         **{
             **values,
             "images": images,
             "plans": tuple(values["plans"] or ()),
-            "waypoints": None if waypoints is None else tuple(tuple(point or ()) for point in waypoints),
+            "waypoints": waypoints_of(values),
         }
     )
+
+
+def waypoints_of(values: dict[str, Any]) -> tuple[tuple[float, ...], ...] | None:
+    """The waypoints among the column values of a row."""
+    waypoints = values["waypoints"]
+    return None if waypoints is None else tuple(tuple(point or ()) for point in waypoints)
 
 
 def checked_shards(folder: Path) -> list[Path]:

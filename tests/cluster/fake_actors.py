@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 
+from alphadrive.config import RewardConfig
 from alphadrive.errors import RewardError
 from alphadrive.types import DrivingQuery, StepResult, WeightVersion
 from cluster.actors import LearnerActor, RewardActor, RolloutActor
@@ -95,7 +96,7 @@ class MoodyRewardActor(RewardActor):
     process once."""
 
     def __init__(self, folder, worker_id):
-        super().__init__("paper", 0, folder, worker_id)
+        super().__init__(RewardConfig(variant="paper"), 0, folder, worker_id, folder)
         self.worker_id = worker_id
 
     def score(self, group):

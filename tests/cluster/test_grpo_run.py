@@ -142,11 +142,11 @@ def test_two_engines_and_two_ranks_survive_the_kill_of_an_engine(scenes, tmp_pat
 def test_debug_mode_trains_in_this_one_process_and_a_breakpoint_in_a_reward_is_hit(scenes, tmp_path):
     program = (
         "import sys, rewards.score, alphadrive.cli\n"
-        "inner = rewards.score._random_rewards\n"
-        "def stopping(group, seed):\n"
+        "inner = rewards.score.random_terms\n"
+        "def stopping(num_texts, key):\n"
         "    breakpoint()\n"
-        "    return inner(group, seed)\n"
-        "rewards.score._random_rewards = stopping\n"
+        "    return inner(num_texts, key)\n"
+        "rewards.score.random_terms = stopping\n"
         "sys.breakpointhook = lambda: print('BREAK', __import__('os').getpid())\n"
         "print('MAIN', __import__('os').getpid())\n"
         "sys.exit(alphadrive.cli.run(sys.argv[1:]))\n"

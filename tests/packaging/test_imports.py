@@ -18,7 +18,12 @@ MAY_IMPORT = {
     "learner": {"alphadrive", "learner"},
     "cluster": {"alphadrive", "rewards", "rollout", "learner", "cluster"},
 }
-COMMANDS = {"alphadrive.cli", "alphadrive.demo", "alphadrive.engine_evaluation"}
+COMMANDS = {
+    "alphadrive.cli",
+    "alphadrive.demo",
+    "alphadrive.engine_evaluation",
+    "alphadrive.score_command",
+}
 """The bodies of commands: they may import every package, but only when they run: `--help` loads nothing
 heavy."""
 

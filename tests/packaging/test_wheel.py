@@ -1,5 +1,7 @@
 """The wheel: what is in it, and that it works away from the checkout."""
 
+import ast
+import json
 import subprocess
 import sys
 import zipfile
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alphadrive.resources import shadowed_packages
+from alphadrive.resources import FIRST_IMPORTED, shadowed_packages
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"alphadrive", "rollout", "learner", "rewards", "cluster"}
@@ -103,4 +105,88 @@ def test_packages_that_ray_workers_would_import_instead_of_ours_are_named(tmp_pa
     (tmp_path / "rewards" / "__init__.py").touch()
     (tmp_path / "cluster.py").touch()
     assert shadowed_packages(tmp_path) == ["rewards", "cluster"]
+    assert shadowed_packages(tmp_path, FIRST_IMPORTED) == ["cluster"]
     assert shadowed_packages(ROOT) == []
+
+
+@pytest.fixture
+def unrelated(tmp_path: Path) -> Path:
+    """Somebody's repository: a `rewards` package that is not ours, and two reward functions."""
+    (tmp_path / "rewards").mkdir()
+    (tmp_path / "rewards" / "__init__.py").write_text("raise RuntimeError('not ours')\n")
+    for file in ("their_module.py", "rewards/smooth.py"):
+        (tmp_path / file).write_text(
+            "from rewards.strict import DIVERSITY_SHARE\n"
+            "def half(query, completions):\n    return [0.5 for completion in completions]\n"
+        )
+    return tmp_path
+
+
+TERMS = ("their_module:half", "rewards/smooth.py:half")
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_score_takes_the_functions_of_a_repository_with_a_rewards_folder(
+    site: Path, unrelated: Path, name: str
+) -> None:
+    (unrelated / "groups.jsonl").write_text('{"solution": "KEEP, STRAIGHT", "completions": ["a", "b"]}\n')
+    for script in ([site / "bin" / "alphadrive"], ["-m", "alphadrive.cli"]):
+        output = run(
+            *script, "score", "groups.jsonl", f"rewards.weights.{name}=2", cwd=unrelated, PYTHONPATH=str(site)
+        )
+        assert [reward[name] for reward in json.loads(output)["rewards"]] == [1.0, 1.0]
+
+
+WORKERS = """\
+import asyncio, os, sys
+from pathlib import Path
+import ray
+from alphadrive.config import RewardConfig
+from alphadrive.types import Completion, DrivingQuery, RolloutGroup, VersionSpan, WeightVersion
+from cluster.actors import RewardActor
+from cluster.processes import ProcessTree
+from cluster.ray_session import ray_session
+from cluster.reward_pool import RewardPool
+
+span = VersionSpan(version=WeightVersion(0, 0), start=0, end=1)
+completion = Completion(
+    text="", token_ids=(1,), rollout_logprobs=(-1.0,), finish_reason="stop", weight_versions=(span,)
+)
+query = DrivingQuery(query_id="q", row=0, speed_mps=1.0, navigation="", plans=("KEEP, STRAIGHT",))
+group = RolloutGroup(
+    ticket=0, query=query, prompt_token_ids=(1,), completions=(completion, completion), engine_id="e"
+)
+config = RewardConfig(weights={name: 2.0 for name in sys.argv[2:]}, timeout_s=60.0)
+
+async def main():
+    actor = ray.remote(RewardActor).options(num_cpus=0)
+    here = str(Path.cwd())
+    pool = RewardPool(config, lambda worker_id: actor.remote(config, 0, sys.argv[1], worker_id, here))
+    await pool.start()
+    header = await pool.score(ray.put(group))
+    await pool.close()
+    print(header.term_means)
+
+with ProcessTree() as tree, ray_session(0, tree):
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.ray
+def test_reward_workers_take_the_functions_of_a_repository_with_a_rewards_folder(
+    site: Path, unrelated: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pytest.importorskip("ray")
+    elsewhere = tmp_path_factory.mktemp("driver")
+    (elsewhere / "workers.py").write_text(WORKERS)
+    output = run(
+        elsewhere / "workers.py",
+        elsewhere / "rollouts",
+        *TERMS,
+        cwd=unrelated,
+        PYTHONPATH=str(site),
+        HOME=str(elsewhere),
+    )
+    assert ast.literal_eval(output.splitlines()[-1]) == {
+        "format": 0.0, "path": 0.0, "speed": 0.0, **dict.fromkeys(TERMS, 1.0)
+    }  # fmt: skip

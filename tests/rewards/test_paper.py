@@ -1,54 +1,31 @@
-"""Rewards of hand-worked groups: the paper's formula and the defects of the released code."""
+"""Variants `paper` and `random` on hand-worked groups, and what every variant refuses."""
 
 import dataclasses
+import functools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reward_groups import answer, group_of, terms
 
 from alphadrive.actions import PATHS, SPEEDS, Plan, is_well_formed, parse_answer
 from alphadrive.errors import ConfigError, RewardError
-from alphadrive.types import Completion, DrivingQuery, RolloutGroup, VersionSpan, WeightVersion
 from rewards import score_group
-from rewards.terms import PATH_WEIGHTS, SPEED_WEIGHTS, diversity_factor, plan_terms
+from rewards.action_weights import PATH_WEIGHTS, SPEED_WEIGHTS, plan_terms
+from rewards.paper import diversity_factor
 
-
-def answer(plan, thought="the road is clear"):
-    return f"<think> {thought} </think> <answer> {plan} </answer>"
-
-
-def group_of(texts, plans=("ACCELERATE, STRAIGHT",), ticket=0, query_id="q0"):
-    span = VersionSpan(version=WeightVersion(0, 0), start=0, end=1)
-    completions = tuple(
-        Completion(
-            text=text, token_ids=(1,), rollout_logprobs=(-0.5,), finish_reason="stop", weight_versions=(span,)
-        )
-        for text in texts
-    )
-    query = DrivingQuery(
-        query_id=query_id, row=0, speed_mps=5.0, navigation="go straight", plans=tuple(plans)
-    )
-    return RolloutGroup(
-        ticket=ticket, query=query, prompt_token_ids=(1, 2), completions=completions, engine_id="e0"
-    )
-
-
-def terms(scored):
-    return [
-        tuple(round(reward.terms[name], 6) for name in ("speed", "path", "format"))
-        for reward in scored.rewards
-    ]
+score = functools.partial(score_group, variant="paper")
 
 
 def test_group_of_two_right_answers_pays_weight_times_eight_tenths():
-    scored = score_group(group_of([answer("ACCELERATE, STRAIGHT")] * 2))
+    scored = score(group_of([answer("ACCELERATE, STRAIGHT")] * 2))
     assert terms(scored) == [(0.72, 0.64, 1.0)] * 2
     assert scored.rewards[0].total == pytest.approx(2.36)
     assert scored.advantages == (0.0, 0.0)
 
 
 def test_half_right_answer_pays_its_half():
-    scored = score_group(group_of([answer("KEEP, STRAIGHT"), answer("ACCELERATE, STRAIGHT")]))
+    scored = score(group_of([answer("KEEP, STRAIGHT"), answer("ACCELERATE, STRAIGHT")]))
     assert terms(scored) == [(0.0, 0.64, 1.0), (0.72, 0.64, 1.0)]
     # Two rewards always lie one sample standard deviation / sqrt(2) from their mean.
     assert scored.advantages == pytest.approx((-0.70711, 0.70711), abs=2e-4)
@@ -56,7 +33,7 @@ def test_half_right_answer_pays_its_half():
 
 def test_group_of_eight_spares_a_plan_given_once_the_full_penalty():
     right, wrong = answer("ACCELERATE, STRAIGHT"), answer("STOP, STRAIGHT")
-    scored = score_group(group_of([right] + [wrong] * 7))
+    scored = score(group_of([right] + [wrong] * 7))
     assert terms(scored)[0] == (round(0.9 * 0.875, 6), round(0.8 * 0.875, 6), 1.0)
     assert terms(scored)[1] == (0.0, 0.64, 1.0)
 
@@ -75,35 +52,35 @@ def test_diversity_carries_no_signal_up_to_five_completions(size):
 
 def test_full_stop_or_missing_space_inside_the_answer():
     """A missing space loses nothing; a full stop is no plan word and makes the answer invalid."""
-    scored = score_group(group_of([answer("ACCELERATE,STRAIGHT"), answer("ACCELERATE, STRAIGHT.")]))
+    scored = score(group_of([answer("ACCELERATE,STRAIGHT"), answer("ACCELERATE, STRAIGHT.")]))
     assert terms(scored) == [(0.72, 0.64, 1.0), (0.0, 0.0, 1.0)]
 
 
 def test_listing_all_nine_actions_earns_the_format_reward_only():
-    scored = score_group(group_of([answer(", ".join(SPEEDS + PATHS)), answer("KEEP, STRAIGHT")]))
+    scored = score(group_of([answer(", ".join(SPEEDS + PATHS)), answer("KEEP, STRAIGHT")]))
     assert terms(scored)[0] == (0.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("text", ["", "KEEP, STRAIGHT", "<answer> KEEP", "no plan at all"])
 def test_unparsable_text_earns_nothing(text):
-    scored = score_group(group_of([text, answer("STOP, LEFT_TURN")]))
+    scored = score(group_of([text, answer("STOP, LEFT_TURN")]))
     assert terms(scored) == [(0.0, 0.0, 0.0), (0.0, 0.0, 1.0)]
     assert scored.rewards[0].total < scored.rewards[1].total
 
 
 def test_answer_inside_the_thought_does_not_win_over_the_last_one():
     text = "<think> <answer> STOP, STRAIGHT </answer> </think> <answer> ACCELERATE, STRAIGHT </answer>"
-    assert terms(score_group(group_of([text, text]))) == [(0.72, 0.64, 0.0)] * 2
+    assert terms(score(group_of([text, text]))) == [(0.72, 0.64, 0.0)] * 2
 
 
 def test_answer_without_thought_is_read_but_earns_no_format_reward():
     text = "<answer> ACCELERATE, STRAIGHT </answer>"
-    assert terms(score_group(group_of([text, text])))[0] == (0.72, 0.64, 0.0)
+    assert terms(score(group_of([text, text])))[0] == (0.72, 0.64, 0.0)
 
 
 def test_of_several_acceptable_plans_the_best_paying_whole_one_counts():
     plans = ("KEEP, STRAIGHT", "DECELERATE, LEFT_CHANGE")
-    scored = score_group(group_of([answer("DECELERATE, LEFT_CHANGE"), answer("DECELERATE, STRAIGHT")], plans))
+    scored = score(group_of([answer("DECELERATE, LEFT_CHANGE"), answer("DECELERATE, STRAIGHT")], plans))
     assert terms(scored) == [
         (0.8, 0.8, 1.0),
         # DECELERATE of the second (1.0) pays more than STRAIGHT of the first (0.8); never both.
@@ -142,14 +119,14 @@ def test_random_variant_averages_one_half():
 
 
 def test_unknown_variant_is_refused():
-    with pytest.raises(ConfigError, match=r"rewards\.variant='papper'.*paper, random"):
+    with pytest.raises(ConfigError, match=r"rewards\.variant='papper'.*strict, paper, released, random"):
         score_group(group_of(["x"]), "papper")
 
 
 @pytest.mark.parametrize("plans", [(), ("KEEP",), ("KEEP, STRAIGHT", "FLY, STRAIGHT")])
 def test_broken_truth_is_an_error_and_never_a_zero(plans):
     with pytest.raises(RewardError, match="query q0"):
-        score_group(group_of([answer("KEEP, STRAIGHT")], plans))
+        score(group_of([answer("KEEP, STRAIGHT")], plans))
 
 
 _FRAGMENTS = [
@@ -177,15 +154,15 @@ _TEXTS = st.one_of(
 def test_reward_does_not_depend_on_the_order_of_the_group(texts, rng):
     order = list(range(len(texts)))
     rng.shuffle(order)
-    scored = score_group(group_of(texts))
-    shuffled = score_group(group_of([texts[index] for index in order]))
+    scored = score(group_of(texts))
+    shuffled = score(group_of([texts[index] for index in order]))
     assert shuffled.rewards == tuple(scored.rewards[index] for index in order)
     assert shuffled.advantages == tuple(scored.advantages[index] for index in order)
 
 
 @given(st.lists(_TEXTS, min_size=1, max_size=9))
 def test_terms_stay_in_their_stated_ranges(texts):
-    for text, reward in zip(texts, score_group(group_of(texts)).rewards, strict=True):
+    for text, reward in zip(texts, score(group_of(texts)).rewards, strict=True):
         assert 0 <= reward.terms["speed"] < 1
         assert 0 <= reward.terms["path"] < 1
         assert reward.terms["format"] == float(is_well_formed(text))
