@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alphadrive.data.validate import raise_problems
 from alphadrive.errors import DataError, RewardError
 from alphadrive.reward_names import VARIANTS
 from alphadrive.types import Completion, DrivingQuery, RewardBreakdown
@@ -102,6 +101,8 @@ def read_rows(name: str, needs_plans: bool) -> list[ScoreRow]:
     `needs_plans` refuses solutions that are no plan (the released rewards take any text). Raises
     DataError with every problem, as `file: row N: field: got, expected`.
     """
+    from alphadrive.data.validate import raise_problems
+
     rows: list[ScoreRow] = []
     problems: list[str] = []
     for number, line in enumerate(_lines(name)):

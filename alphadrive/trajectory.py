@@ -9,8 +9,7 @@ left. Prompts ask for it, SFT teaches it and rewards read it only where `data.tr
 import re
 from collections.abc import Sequence
 
-NUM_WAYPOINTS = 6
-STEP_S = 0.5
+from alphadrive.data.records import NUM_WAYPOINTS
 
 Waypoints = tuple[tuple[float, float], ...]
 

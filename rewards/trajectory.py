@@ -11,8 +11,9 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from alphadrive.data.records import WAYPOINT_STEP_S
 from alphadrive.errors import RewardError
-from alphadrive.trajectory import STEP_S, Waypoints, parse_trajectory, waypoints_problem
+from alphadrive.trajectory import Waypoints, parse_trajectory, waypoints_problem
 from alphadrive.types import Completion, DrivingQuery
 
 LONGITUDINAL_MPS2 = (-4.05, 2.40)
@@ -53,8 +54,8 @@ def bounds_kept(waypoints: Waypoints, speed_mps: float) -> tuple[bool, bool, boo
     the start; the course at the start is straight ahead.
     """
     steps = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise([(0.0, 0.0), *waypoints])]
-    speeds = [speed_mps, *(math.hypot(*step) / STEP_S for step in steps)]
-    times_s = [0.0, *(STEP_S * (i + 0.5) for i in range(len(steps)))]
+    speeds = [speed_mps, *(math.hypot(*step) / WAYPOINT_STEP_S for step in steps)]
+    times_s = [0.0, *(WAYPOINT_STEP_S * (i + 0.5) for i in range(len(steps)))]
     accelerations = _rates(speeds, times_s)
     jerks = _rates(accelerations, [(a + b) / 2 for a, b in pairwise(times_s)])
     courses = [0.0]

@@ -3,6 +3,7 @@
 import argparse
 import re
 import resource
+import shlex
 import subprocess
 import sys
 
@@ -136,7 +137,7 @@ def test_every_command_runs_something_and_its_example_parses():
         assert callable(leaf.get_default("run")), words
         example = re.search(r"example: (?:alphadrive|.*alphadrive\.cli) (.*)", leaf.epilog or "")
         if example:
-            assert parser.parse_args(example[1].split()).run is leaf.get_default("run"), words
+            assert parser.parse_args(shlex.split(example[1])).run is leaf.get_default("run"), words
     examples = re.findall(
         r"^  alphadrive (demo|data synth|sft|grpo|eval|predict|debug)\b", parser.description, re.MULTILINE
     )

@@ -252,11 +252,14 @@ def test_disk_space_for_the_checkpoints_is_checked(tmp_path: Path) -> None:
 def test_a_folder_with_a_package_of_our_name_is_no_place_to_start_from(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "theirs" / "rewards").mkdir(parents=True)
-    (tmp_path / "theirs" / "rewards" / "__init__.py").touch()
-    monkeypatch.chdir(tmp_path / "theirs")
+    for name in ("rewards", "cluster"):
+        (tmp_path / name / name).mkdir(parents=True)
+        (tmp_path / name / name / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path / "rewards")
+    check_run(config, "grpo")
+    monkeypatch.chdir(tmp_path / "cluster")
     check_run(config, "eval")
-    with pytest.raises(ConfigError, match="a package 'rewards' of its own"):
+    with pytest.raises(ConfigError, match="a package 'cluster' of its own"):
         check_run(config, "grpo")
 
 
