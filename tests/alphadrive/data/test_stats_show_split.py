@@ -34,7 +34,7 @@ def drives(tmp_path: Path, make_record: MakeRecord) -> Path:
             plans=plans[index % 3],
             teacher_plan="KEEP, STRAIGHT",
             reasoning=None if index == 5 else "because",
-            waypoints=((1.0, 0.0), (2.0, 0.1)) if index == 7 else None,
+            waypoints=tuple((float(x), 0.1) for x in range(1, 7)) if index == 7 else None,
             speed_mps=float(index),
         )
         for index in range(12)
