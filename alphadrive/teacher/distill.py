@@ -16,7 +16,7 @@ from typing import Any, cast
 from alphadrive.data.parquet import DrivingDataset
 from alphadrive.data.validate import iter_problems, raise_problems
 from alphadrive.data.verdicts import recall_verdict, remember_verdict, verdict_key
-from alphadrive.errors import AlphaDriveError, DataError, TeacherError
+from alphadrive.errors import AlphaDriveError, DataError, RunFolderError, TeacherError
 from alphadrive.teacher.api_key import ApiKey
 from alphadrive.teacher.endpoint import CAPPED, Endpoint, UnansweredError
 from alphadrive.teacher.folder import DistillFolder
@@ -135,10 +135,16 @@ def _finish(
     status = _status(outcome, stop)
     num_kept = len(dataset) - outcome.num_to_ask
     num_written = 0
-    if status in ("complete", "partial", CAPPED) and num_kept + len(outcome.reasoning):
-        num_written = folder.write_dataset(dataset, outcome)
-    folder.write_rejected(outcome)
-    summary = folder.write_summary(status, outcome, num_kept, num_written, num_sent)
+    try:
+        if status in ("complete", "partial", CAPPED) and num_kept + len(outcome.reasoning):
+            num_written = folder.write_dataset(dataset, outcome)
+        folder.write_rejected(outcome)
+        summary = folder.write_summary(status, outcome, num_kept, num_written, num_sent)
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder.path}: cannot write the result: {error}; make room and run the same command again: "
+            "nothing is asked twice"
+        ) from error
     if status == "interrupted":
         raise KeyboardInterrupt
     if stop.error is not None:

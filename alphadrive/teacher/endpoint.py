@@ -52,10 +52,9 @@ class Endpoint:
         """`backoff_s` is the wait after a first failure, doubled after each; `say` gets what a user should
         know while it happens."""
         for name in ("openai", "httpx2", "httpcore2"):
-            # In detail they print headers and whole images.
+            # They print a line a request, and in detail what was sent.
             logging.getLogger(name).setLevel(logging.WARNING)
         self.num_sent = 0
-        self.num_from_cache = 0
         self._settings = settings
         self._key = key
         self._cache = cache
@@ -96,7 +95,6 @@ class Endpoint:
         async with self._same.setdefault(key, asyncio.Lock()):
             cached = self._cache.get(key)
             if cached is not None:
-                self.num_from_cache += 1
                 return cached
             try:
                 answer = await self._ask(key, request)
@@ -140,7 +138,7 @@ class Endpoint:
         if not failure.is_rate_limit:
             await self._stop.sleep(backoff_s)
             return
-        pause_s = backoff_s if failure.retry_after_s is None else failure.retry_after_s
+        pause_s = max(backoff_s, failure.retry_after_s or 0.0)
         if pause_s > MAX_PAUSE_S:
             raise self._failed(f"asks to wait {pause_s:.0f} s; run the same command again then")
         self._throttle.slow_down(pause_s)

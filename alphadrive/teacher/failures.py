@@ -51,7 +51,13 @@ class Fatal:
     problem: str
 
 
-FAILURES = (openai.APIError, TimeoutError, json.JSONDecodeError, InvalidReplyError)
+FAILURES = (
+    openai.APIError,
+    TimeoutError,
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+    InvalidReplyError,
+)
 """What a request can raise."""
 
 

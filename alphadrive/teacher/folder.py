@@ -118,6 +118,7 @@ class DistillFolder:
             "acceptance": outcome.acceptance,
             "rejected_rows": dict(Counter(verdict.refusals[-1].check for verdict in outcome.rejected)),
             "refused_answers": dict(outcome.refused_answers),
+            "answers_kept": len(self.cache),
             "requests_sent": num_sent,
             "tokens_this_run": self.cache.num_tokens - self._tokens_before,
             "prompt_tokens": self.cache.prompt_tokens,

@@ -123,7 +123,10 @@ class FaultyEndpoint:
                 request.transport.close()
                 return cut
             whole = web.Response(
-                text=body, status=reply.status, headers=reply.headers, content_type="application/json"
+                body=body.encode(errors="surrogateescape"),
+                status=reply.status,
+                headers=reply.headers,
+                content_type="application/json",
             )
             await whole.prepare(request)
             await whole.write_eof()

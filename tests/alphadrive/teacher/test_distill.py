@@ -1,5 +1,6 @@
 """`alphadrive distill` as a user runs it, against a server that fails in every way."""
 
+import errno
 import json
 import shutil
 
@@ -10,6 +11,7 @@ from faulty_endpoint import TOKENS, Reply, explanation
 from alphadrive import cli
 from alphadrive.data.parquet import DrivingDataset, write_records
 from alphadrive.data.validate import problems_in
+from alphadrive.teacher import folder
 
 WRONG = Reply(text="A parked van hides the crossing in the dusk, so turn left and accelerate.")
 
@@ -34,6 +36,7 @@ def test_rows_are_explained_and_nothing_else_changes(distill, make_data, shown):
     ]
     summary = summary_of(data)
     assert (summary["status"], summary["acceptance"], summary["num_written"]) == ("complete", 1.0, 6)
+    assert summary["answers_kept"] == summary["requests_sent"] == 6
     assert (summary["prompt_tokens"], summary["completion_tokens"]) == (6 * TOKENS[0], 6 * TOKENS[1])
     assert (data.parent / "out" / "rejected.jsonl").read_text() == ""
     text = shown()
@@ -305,3 +308,17 @@ def test_folder_that_cannot_be_written_is_one_message(distill, make_data, shown)
     code, endpoint = distill(data, explanation)
     assert code == 2 and "cannot write the folder" in shown()
     assert not endpoint.questions
+
+
+def test_full_disk_at_the_end_costs_no_answer(distill, make_data, shown, monkeypatch):
+    data = make_data(2)
+
+    def no_space(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(folder, "write_records", no_space)
+        code, endpoint = distill(data, explanation)
+    assert code == 2 and "No space left on device; make room and run the same command again" in shown()
+    assert distill(data, endpoint)[0] == 0
+    assert len(endpoint.questions) == 2 and len(rows_of(data.parent / "out")) == 2
