@@ -53,7 +53,7 @@ def read_predictions(path: Path, queries: Sequence[DrivingQuery]) -> list[Answer
     reader = _Reader(path, {query.query_id for query in queries})
     problems = list(reader.problems())
     absent = [query.query_id for query in queries if query.query_id not in reader.lines]
-    if absent and not problems:
+    if absent:
         shown = ", ".join(map(repr, absent[:5])) + (", …" if len(absent) > 5 else "")
         problems.append(
             f"{path}: query_id: no answer to {len(absent)} of {len(queries)} rows of the dataset ({shown}); "
@@ -97,15 +97,17 @@ class _Reader:
             return
         found = list(_type_problems(values))
         yield from found
-        if found:
+        query_id = values.get("query_id") if isinstance(values, dict) else None
+        if not isinstance(query_id, str):
             return
-        query_id = values["query_id"]
         if query_id in self.lines:
             yield f"query_id: {query_id!r} is also on line {self.lines[query_id]}; expected once"
             return
+        self.lines[query_id] = number
         if query_id not in self._known:
             yield f"query_id: {query_id!r} is in no row of the dataset"
-        self.lines[query_id] = number
+        if found:
+            return
         self.values[query_id] = values
         yield from self._consistency_problems(number, values)
 

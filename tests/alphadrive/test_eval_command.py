@@ -130,6 +130,19 @@ def test_faulty_answers_are_refused_by_line(tmp_path, data, capsys, lines, messa
     assert not (tmp_path / "out" / "eval.json").exists()
 
 
+def test_all_problems_of_a_file_are_reported_at_once(tmp_path, data, capsys):
+    lines = [line(0, text=1), line(9, text="x"), line(1, text="x"), line(1, text="y")]
+    file = written(tmp_path / "said.jsonl", *lines)
+    assert cli.run(["eval", "--predictions", file, str(data)]) == 2
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        f"{file}: line 1: text: got int, expected a text",
+        f"{file}: line 2: query_id: 'query-9' is in no row of the dataset",
+        f"{file}: line 4: query_id: 'query-1' is also on line 3; expected once",
+        f"{file}: query_id: no answer to 2 of 4 rows of the dataset ('query-2', 'query-3'); "
+        "expected one line for every row",
+    ]
+
+
 def test_bytes_that_are_no_text_and_files_that_are_not_there(tmp_path, data, capsys):
     (tmp_path / "said.jsonl").write_bytes(b'{"query_id": "\xff\xfe"}\n')
     assert cli.run(["eval", "--predictions", str(tmp_path / "said.jsonl"), str(data)]) == 2
