@@ -22,7 +22,7 @@ def add_tool_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     show = commands.add_parser(
         "show",
         help="write rows with image, prompt, plans and reasoning to one HTML page",
-        epilog="example: alphadrive data show data/train --out rows.html --where 'plan=STOP, *'",
+        epilog="example: alphadrive data show data/train --out rows.html --where split=train",
     )
     _add_folder(show)
     show.add_argument("--out", type=Path, required=True, metavar="FILE", help="the HTML page")
