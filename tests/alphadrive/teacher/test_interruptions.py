@@ -116,9 +116,10 @@ def test_two_at_once_on_one_folder_are_refused(start_distill, make_data, serve):
     start_distill(data, endpoint)
     wait_for(lambda: len(endpoint.questions) == 3, "the first one at work")
     second = start_distill(data, endpoint)
+    wait_for(lambda: second.poll() is not None or len(endpoint.questions) > 3, "the second one's end")
+    assert len(endpoint.questions) == 3
     shown, _ = second.communicate(timeout=300)
     assert second.returncode == 2 and "another process is distilling into this folder" in shown, shown
-    assert len(endpoint.questions) == 3
 
 
 def test_key_is_in_no_file_and_no_output_whatever_the_server_sends(start_distill, make_data, serve, tmp_path):
