@@ -9,6 +9,7 @@ What a command does is imported when it runs, so that `--help` answers at once.
 """
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -35,12 +36,16 @@ Train vision-language driving planners: supervised warm-up, then GRPO with decou
 In the order one uses them:
   alphadrive demo                                     the whole thing, on two CPU cores
   alphadrive data synth --out data/train --num 4000   make (or import) a dataset
+  alphadrive distill DATA --out DIR ...               a teacher's reasoning, where the data has none
   alphadrive sft CONFIG                               stage 1: imitate a teacher
   alphadrive grpo CONFIG model.path=RUN_OR_FOLDER     stage 2: reinforcement learning
   alphadrive eval MODEL DATA                          stage 3: what its answers are worth
   alphadrive predict MODEL IMAGE --speed 8.3 ...      one image in, reasoning and plan out
+  alphadrive score FILE.jsonl                         the rewards of answers, without any model
   alphadrive debug CONFIG                             stage 2 in one process, for breakpoints
 """
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 _OVERRIDES = (
     "CONFIG is a YAML file or the name of a shipped configuration; key=value overrides one of its keys. "
@@ -61,7 +66,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
-    for name in ("absl", "filelock", "httpx", "urllib3", "vllm"):
+    for name in ("absl", "filelock", "httpx", "httpx2", "urllib3", "vllm"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)
     command: Command = args.run
@@ -77,6 +82,11 @@ def run(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        print(f"alphadrive: {error}; make room or write elsewhere", file=sys.stderr)
         return 1
 
 

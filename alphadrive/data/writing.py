@@ -29,13 +29,16 @@ def write_records(
     """Write records to `folder` in a stream and return how many there were.
 
     Holds one row group in memory. Shards enter the folder only once all are complete, so an
-    interrupted write leaves no dataset that looks whole. Raises DataError when the folder already
-    holds shards or when there is no record at all.
+    interrupted write leaves no dataset that looks whole. Raises DataError when the folder cannot be made
+    or already holds shards, or when there is no record at all.
     """
     folder = Path(folder)
     refuse_existing_shards(folder)
     work = folder / f".writing-{os.getpid()}"
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot write there: {error}; choose another folder") from error
     writer = ShardWriter(work, rows_per_shard)
     try:
         num_rows = 0

@@ -1,6 +1,7 @@
 """The `alphadrive` program from outside: exit codes, messages, and how soon help answers."""
 
 import argparse
+import errno
 import re
 import resource
 import shlex
@@ -99,6 +100,21 @@ def test_exit_codes(monkeypatch, capsys, outcome, code):
     assert "Traceback" not in message
     if isinstance(outcome, Exception):
         assert message == f"alphadrive: {outcome}\n"
+
+
+def test_a_full_disk_is_said_in_one_line(monkeypatch, capsys):
+    assert run_with(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "runs/x")) == 1
+    assert capsys.readouterr().err.startswith(
+        "alphadrive: [Errno 28] No space left on device: 'runs/x'; make"
+    )
+    with pytest.raises(OSError):
+        run_with(monkeypatch, OSError(errno.EIO, "Input/output error"))
+
+
+def test_a_dataset_that_cannot_be_written_is_refused(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert cli.run(["data", "synth", f"--out={tmp_path}/file/data", "--num=2"]) == 2
+    assert f"{tmp_path}/file/data: cannot write there" in capsys.readouterr().err
 
 
 def test_error_nobody_expected_keeps_its_traceback(monkeypatch):
