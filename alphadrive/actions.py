@@ -89,7 +89,8 @@ def is_well_formed(text: str) -> bool:
 
 
 def reasoning_of(text: str) -> str:
-    """What stands in the first complete `<think> … </think>` of a completion; empty where there is none."""
-    _, opened, rest = text.partition("<think>")
-    reasoning, closed, _ = rest.partition("</think>")
-    return reasoning if opened and closed else ""
+    """What stands in the last complete `<think> … </think>` of a completion, stripped; empty where there is
+    none."""
+    before, closed, _ = text.rpartition("</think>")
+    _, opened, reasoning = before.rpartition("<think>")
+    return reasoning.strip() if opened and closed else ""

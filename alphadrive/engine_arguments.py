@@ -23,7 +23,8 @@ _SIZES = (
 class EngineOptions:
     """What an engine is started with.
 
-    `model` may be a model folder, a hub id, `tiny`, a checkpoint or a run.
+    `model` may be a model folder, a hub id, `tiny`, a checkpoint or a run. `trajectory` is `data.trajectory`
+    of the training: the prompt asks for one, and every row needs its waypoints.
     """
 
     model: str
@@ -36,6 +37,7 @@ class EngineOptions:
     max_model_len: int = RolloutConfig.max_model_len
     kv_cache_bytes: int = RolloutConfig.kv_cache_bytes
     seed: int = 0
+    trajectory: bool = False
 
     def as_config(self, data: Path, num_rows: int | None = None) -> Config:
         """The options as the configuration that the checks before a start take."""
@@ -43,7 +45,7 @@ class EngineOptions:
             model=ModelConfig(
                 path=self.model, revision=self.revision, max_pixels=self.max_pixels, dtype=self.dtype
             ),
-            data=DataConfig(eval=str(data)),
+            data=DataConfig(eval=str(data), trajectory=self.trajectory),
             grpo=GrpoConfig(max_new_tokens=self.max_new_tokens),
             rollout=RolloutConfig(
                 max_num_seqs=self.max_num_seqs,

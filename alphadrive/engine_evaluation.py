@@ -94,6 +94,7 @@ async def open_engine(options: EvalOptions) -> "AsyncIterator[RolloutEngine]":
             max_model_len=asked.max_model_len,
             kv_cache_bytes=asked.kv_cache_bytes,
             seed=asked.seed,
+            with_trajectory=asked.trajectory,
         )
         engine = await RolloutEngine.start(settings, "eval")
         try:
@@ -187,7 +188,7 @@ def check_ablated_lengths(options: EvalOptions, model_folder: Path, dataset: Dri
     from alphadrive.processing import PromptProcessor
 
     asked = options.engine
-    processor = PromptProcessor(model_folder, asked.max_pixels)
+    processor = PromptProcessor(model_folder, asked.max_pixels, asked.trajectory)
     image_tokens = [front_image_tokens(processor, record) for record in dataset.records()]
     image_rows = _image_rows(options, len(dataset))
     lengths: dict[tuple[object, ...], int] = {}

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,11 @@ def add_eval_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
         default=[],
         metavar="FIELD=HOW,…",
         help=f"also answer with one input changed at a time, of {SYNTAX}",
+    )
+    parser.add_argument(
+        "--trajectory",
+        action="store_true",
+        help="ask for a trajectory too, of a model trained with data.trajectory=true",
     )
     add_engine_arguments(parser)
     parser.set_defaults(run=functools.partial(run_eval, parser))
@@ -116,7 +122,7 @@ def _eval_model(args: argparse.Namespace, model: str, data: Path) -> int:
     from alphadrive.preflight import check_run
 
     options = EvalOptions(
-        engine=engine_options(args, model),
+        engine=replace(engine_options(args, model), trajectory=args.trajectory),
         data=data,
         num_rows=args.num_rows,
         samples=args.samples,

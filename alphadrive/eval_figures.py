@@ -7,15 +7,16 @@ callers: `alphadrive.engine_evaluation` and `alphadrive.predictions`.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from alphadrive.actions import Plan, parse_answer
+from alphadrive.actions import Plan, parse_answer, reasoning_of
 from alphadrive.evaluation import Answered
 from alphadrive.metrics.choice import majority_vote, risk_averse
 from alphadrive.metrics.judging import Judgement, judge, judge_plan
 from alphadrive.metrics.pairs import PairCounts, pair_counts
 from alphadrive.metrics.planning import PlanningMetrics, majority_baseline, planning_metrics
-from alphadrive.metrics.reasoning import ReasoningMetrics, reasoning_metrics, reasoning_of
+from alphadrive.metrics.reasoning import ReasoningMetrics, reasoning_metrics
 from alphadrive.metrics.released import ReleasedMetrics, released_metrics
 from alphadrive.metrics.statistics import paired_difference
+from alphadrive.metrics.trajectory import TrajectoryMetrics, trajectory_metrics
 from alphadrive.metrics.variety import VarietyMetrics, variety_metrics
 
 
@@ -54,13 +55,14 @@ class SampleFigures:
 class EvalFigures:
     """The figures of one set of answers. `reasoning` is None without references, `samples` without samples;
     `majority` is the best constant plan on these rows with its accuracy; `pairs` are the counterfactual ones
-    by the fact in which they differ."""
+    by the fact in which they differ; `trajectory` is None where no answer states one."""
 
     planning: PlanningMetrics
     majority: tuple[Plan, float]
     reasoning: ReasoningMetrics | None
     samples: SampleFigures | None
     pairs: dict[str, PairCounts]
+    trajectory: TrajectoryMetrics | None
     released: ReleasedMetrics
 
     def as_dict(self) -> dict[str, object]:
@@ -83,6 +85,7 @@ class EvalFigures:
                 **{name: choice.as_dict() for name, choice in samples.choices.items()},
             },
             "pairs": {fact: counts.as_dict() for fact, counts in self.pairs.items()} or None,
+            "trajectory": None if self.trajectory is None else asdict(self.trajectory),
             "released": asdict(self.released),
         }
 
@@ -95,6 +98,7 @@ def figures_of(answers: Sequence[Answered], seed: int = 0) -> EvalFigures:
         if answered.query.reasoning is not None
     ]
     judgements = judged(answers)
+    texts = [(answered.query, answered.text) for answered in answers]
     verdicts = [
         (one.query.query_id, verdict.is_acceptable) for one, verdict in zip(answers, judgements, strict=True)
     ]
@@ -104,7 +108,8 @@ def figures_of(answers: Sequence[Answered], seed: int = 0) -> EvalFigures:
         reasoning=reasoning_metrics(references),
         samples=_sample_figures([answered for answered in answers if answered.samples], seed),
         pairs=pair_counts(verdicts),
-        released=released_metrics([(answered.query, answered.text) for answered in answers], seed),
+        trajectory=trajectory_metrics(texts),
+        released=released_metrics(texts, seed),
     )
 
 

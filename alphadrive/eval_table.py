@@ -91,6 +91,10 @@ def _summary(figures: EvalFigures) -> Table:
     ):
         table.add_row(name, _percent(value))
     table.add_row("severity-weighted cost (0 to 1)", f"{metrics.severity_cost:.4f}")
+    if figures.trajectory is not None:
+        stated, ade_m = figures.trajectory.stated_share, figures.trajectory.ade_m
+        error = "-" if ade_m is None else f"{ade_m:.2f} m"
+        table.add_row("trajectory stated; its ADE to 3 s", f"{_percent(stated)}; {error}")
     return table
 
 

@@ -167,8 +167,7 @@ class Prediction:
 
 def prediction_of(answered: "Answered") -> Prediction:
     """The greedy answer and the samples of one query, read strictly."""
-    from alphadrive.actions import parse_answer
-    from alphadrive.metrics.reasoning import reasoning_of
+    from alphadrive.actions import parse_answer, reasoning_of
 
     return Prediction(
         reasoning=reasoning_of(answered.text),

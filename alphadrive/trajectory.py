@@ -6,6 +6,7 @@ Six points (x, y) in metres, 0.5 s apart up to 3 s, in the frame of the car at t
 left. Prompts ask for it, SFT teaches it and rewards read it only where `data.trajectory` is set.
 """
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -48,6 +49,12 @@ def parse_trajectory(text: str) -> Waypoints | None:
     if [tag.group() for tag in tags] != ["<trajectory>", "</trajectory>"]:
         return None
     return read_waypoints(text[tags[0].end() : tags[1].start()])
+
+
+def average_displacement_m(stated: Waypoints, driven: Sequence[Sequence[float]]) -> float:
+    """Mean distance between points of the same time (ADE), m."""
+    distances = [math.dist(ours, theirs[:2]) for ours, theirs in zip(stated, driven, strict=True)]
+    return math.fsum(distances) / len(distances)
 
 
 def waypoints_problem(waypoints: Sequence[Sequence[float]] | None) -> str | None:

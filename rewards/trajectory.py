@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from alphadrive.data.records import WAYPOINT_STEP_S
 from alphadrive.errors import RewardError
-from alphadrive.trajectory import Waypoints, parse_trajectory, waypoints_problem
+from alphadrive.trajectory import Waypoints, average_displacement_m, parse_trajectory, waypoints_problem
 from alphadrive.types import Completion, DrivingQuery
 
 LONGITUDINAL_MPS2 = (-4.05, 2.40)
@@ -39,12 +39,6 @@ def trajectory_values(query: DrivingQuery, completions: Sequence[Completion], ca
         comfort = sum(bounds_kept(stated, query.speed_mps)) / 4
         values.append((1.0 - min(error_m, cap_m) / cap_m) * comfort)
     return values
-
-
-def average_displacement_m(stated: Waypoints, driven: Sequence[Sequence[float]]) -> float:
-    """Mean distance between points of the same time (ADE), m."""
-    distances = [math.dist(ours, theirs[:2]) for ours, theirs in zip(stated, driven, strict=True)]
-    return math.fsum(distances) / len(distances)
 
 
 def bounds_kept(waypoints: Waypoints, speed_mps: float) -> tuple[bool, bool, bool, bool]:

@@ -8,6 +8,7 @@
     reasoning    BLEU-4, CIDEr-D (`cider`) and METEOR of the reasoning
     pairs        counterfactual pairs, right only when both answers are
     released     the rule of the paper's released evaluation, kept apart from the strict figures
+    trajectory   ADE of stated trajectories
     statistics   bootstrap intervals
 
 `alphadrive.eval_figures` puts them together for `alphadrive eval`; training logs the planning figures.

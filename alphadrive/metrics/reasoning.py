@@ -15,7 +15,6 @@ from alphadrive.metrics.statistics import mean
 EXACT_AND_STEM = "exact and stem matching (WordNet's synonyms are not installed)"
 WITH_SYNONYMS = "exact, stem and WordNet synonym matching"
 
-_THINK = re.compile(r"<think>((?:(?!</?think>).)*)</think>", re.DOTALL)
 _WORD = re.compile(r"\d+\.\d+|\w+(?:['-]\w+)*")
 
 
@@ -31,12 +30,6 @@ class ReasoningMetrics:
     cider_d: float
     meteor: float
     meteor_matching: str
-
-
-def reasoning_of(text: str) -> str:
-    """What stands in the last complete `<think> … </think>` of an answer; empty where there is none."""
-    found = _THINK.findall(text)
-    return str(found[-1]).strip() if found else ""
 
 
 def words(text: str) -> list[str]:

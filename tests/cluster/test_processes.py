@@ -29,7 +29,6 @@ def test_an_orphan_is_remembered_and_ended(monkeypatch):
     assert tree.peak_bytes >= psutil.Process().memory_info().rss // 2
 
 
-def test_nothing_to_end_takes_no_time():
-    started_s = time.monotonic()
+def test_nothing_to_end_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("cluster.processes.EXIT_TIMEOUT_S", float("inf"))
     end_processes([])
-    assert time.monotonic() - started_s < 1

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -242,10 +241,8 @@ def test_a_dead_engine_process_is_an_error_with_a_name(
             await until_drawing(engine, 1)
             for process in set(engine_processes(psutil.Process())) - set(before):
                 process.kill()
-            started_s = time.monotonic()
             with pytest.raises(EngineDiedError, match="engine-d"):
-                await drawing
-            assert time.monotonic() - started_s < 30
+                await asyncio.wait_for(drawing, 60)
             with pytest.raises(EngineDiedError):
                 await engine.generate(1, query, LONG)
         finally:

