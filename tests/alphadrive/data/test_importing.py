@@ -226,7 +226,7 @@ def start_import(table: Path, out: Path) -> "subprocess.Popen[str]":
 def test_the_command_goes_on_after_it_was_killed(
     tmp_path: Path, write_drive: Callable[..., Path], kill_with: signal.Signals
 ) -> None:
-    table = write_drive(tmp_path / "a.csv", make_track([8.0] * 1230), image_every=1)
+    table = write_drive(tmp_path / "a.csv", make_track([8.0] * 2630), image_every=1)
     out = tmp_path / "out"
     process = start_import(table, out)
     while process.poll() is None and not (out / ".import" / "state.json").exists():
@@ -241,4 +241,4 @@ def test_the_command_goes_on_after_it_was_killed(
     assert run([*import_again, str(out)]) == 0
     assert run([*import_again, str(tmp_path / "whole")]) == 0
     assert list(DrivingDataset(out).records()) == list(DrivingDataset(tmp_path / "whole").records())
-    assert len(DrivingDataset(out)) == 1200
+    assert len(DrivingDataset(out)) == 2600
