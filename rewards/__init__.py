@@ -1,6 +1,8 @@
-"""Rewards and group-relative advantages: pure functions over text.
+"""Rewards and group-relative advantages: functions over the texts of one group.
 
-No Ray, no torch, no files. The reward workers in `cluster/` call `score_group` once a group.
+One module a variant (`strict`, `paper`, `released`, `noise`), one a further term; `score` puts them
+together. No Ray, no torch. The variants are pure; of the further terms `judge` asks a server and a
+user's function does what it does. The reward workers in `cluster/` call `score_group` once a group.
 """
 
 from rewards.advantages import group_advantages

@@ -136,22 +136,31 @@ _PIECES = [
     "\u041aEEP", "x", "(1.0, 2.0)", " (4.0, 0.0) (8.0, 0.0) (12.0, 0.0) (16.0, 0.0) (20.0, 0.0) (24.0, 0.0) ",
 ]  # fmt: skip
 _PLAN_SETS = st.lists(st.sampled_from(ALL_PLANS), min_size=1, max_size=4, unique=True)
-_JOINED = st.lists(st.sampled_from(_PIECES), max_size=6).map("".join)
-_ATTACKS = st.one_of(
-    st.text(max_size=80),
-    st.lists(st.sampled_from(_PIECES), max_size=25).map("".join),
-    st.tuples(_JOINED, _JOINED).map(
-        lambda parts: f"<think> a {parts[0]} </think> <answer> {parts[1]} </answer>"
-    ),
-    st.sampled_from(ALL_PLANS).map(answer),
-    st.sampled_from(ALL_PLANS).map(lambda plan: f"<answer> {plan} </answer>"),
-)
+
+
+@st.composite
+def attacked(draw):
+    """Acceptable plans, and texts that try to gain from them: any text, a grammar of pieces, the true plans
+    in and out of form."""
+    acceptable = draw(_PLAN_SETS)
+    pieces = st.sampled_from([*_PIECES, *map(str, acceptable)])
+    few = st.lists(pieces, max_size=6).map("".join)
+    plans = st.sampled_from(acceptable) | st.sampled_from(ALL_PLANS)
+    attack = st.one_of(
+        st.text(max_size=80),
+        st.lists(pieces, max_size=25).map("".join),
+        st.tuples(few, few).map(lambda part: f"<think> a {part[0]} </think> <answer> {part[1]} </answer>"),
+        plans.map(answer),
+        plans.map(lambda plan: f"<answer> {plan} </answer>"),
+    )
+    return acceptable, draw(st.lists(attack, min_size=2, max_size=7))
 
 
 @settings(max_examples=500, deadline=None)
-@given(_PLAN_SETS, st.lists(_ATTACKS, min_size=1, max_size=7), st.integers(1, 4))
-@example([Plan("KEEP", "STRAIGHT")], [answer("STOP, STRAIGHT")], 7)
-def test_no_text_beats_an_honest_right_answer(acceptable, attacks, num_honest):
+@given(attacked(), st.integers(1, 4))
+@example(([Plan("KEEP", "STRAIGHT")], [answer("STOP, STRAIGHT")]), 7)
+def test_no_text_beats_an_honest_right_answer(case, num_honest):
+    acceptable, attacks = case
     honest = answer(acceptable[0])
     earned = totals([honest] * num_honest + attacks, acceptable)
     for attack, total in zip(attacks, earned[num_honest:], strict=True):
@@ -163,8 +172,9 @@ def test_no_text_beats_an_honest_right_answer(acceptable, attacks, num_honest):
 
 
 @settings(max_examples=150, deadline=None)
-@given(_PLAN_SETS, st.lists(_ATTACKS, min_size=1, max_size=7), st.data())
-def test_turning_a_member_wrong_never_lifts_it_above_a_right_one(acceptable, others, data):
+@given(attacked(), st.data())
+def test_turning_a_member_wrong_never_lifts_it_above_a_right_one(case, data):
+    acceptable, others = case
     wrong = data.draw(st.sampled_from([plan for plan in ALL_PLANS if plan not in acceptable]))
     before = totals([answer(acceptable[0]), *others], acceptable)[0]
     after = totals([answer(wrong), answer(acceptable[0]), *others], acceptable)
@@ -173,8 +183,9 @@ def test_turning_a_member_wrong_never_lifts_it_above_a_right_one(acceptable, oth
 
 
 @settings(max_examples=150, deadline=None)
-@given(_PLAN_SETS, st.lists(_ATTACKS, min_size=2, max_size=8), st.randoms())
-def test_order_bounds_and_form(acceptable, texts, rng):
+@given(attacked(), st.randoms())
+def test_order_bounds_and_form(case, rng):
+    acceptable, texts = case
     order = list(range(len(texts)))
     rng.shuffle(order)
     rewards = strict_terms(texts, acceptable)
