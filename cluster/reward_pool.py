@@ -52,7 +52,7 @@ class RewardPool:
                 worker = await self._replace(worker)
             except RewardError as error:
                 failure = error
-                with suppress(RewardError):
+                with suppress(RewardError, ActorGoneError):
                     await fetch(scored)  # the same error; Ray reports one that nobody looks at
             finally:
                 self._idle.put_nowait(worker)
