@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alphadrive.engine_arguments import add_engine_arguments, engine_options
-from alphadrive.errors import ConfigError, DataError
+from alphadrive.errors import DataError
 
 if TYPE_CHECKING:
     from alphadrive.actions import Plan
@@ -62,16 +62,14 @@ def run_predict(args: argparse.Namespace) -> int:
     from alphadrive.model_source import model_folder_of
     from alphadrive.preflight import check_run
 
-    if args.samples < 0:
-        raise ConfigError(f"--samples {args.samples}: expected 0 or more")
     special_tokens = special_tokens_of(model_folder_of(args.model, args.revision))
     record = query_record(args.image, args.speed, args.navigation, special_tokens)
     engine = engine_options(args, args.model)
     with tempfile.TemporaryDirectory(prefix="alphadrive-predict-") as scratch:
         data = Path(scratch) / "data"
+        options = EvalOptions(engine=engine, data=data, samples=args.samples)
         write_records([record], data)
         check_run(engine.as_config(data), "eval", remember=False)
-        options = EvalOptions(engine=engine, data=data, samples=args.samples)
         answered = asyncio.run(ask_model(options)).answers[0]
     prediction = prediction_of(answered)
     print(json.dumps(asdict(prediction)) if args.json else prediction)

@@ -207,6 +207,9 @@ def test_folder_that_cannot_be_written_to_is_found_before_anything_starts(tmp_pa
     ):
         assert cli.run(["eval", *arguments, "--out", f"{blocked}/out"]) == 2
         assert "cannot be written to (Not a directory)" in capsys.readouterr().err
+        # A folder that is there and takes no file, from root neither.
+        assert cli.run(["eval", *arguments, "--out", "/proc"]) == 2
+        assert "--out /proc: cannot be written to" in capsys.readouterr().err
 
 
 def test_second_evaluation_replaces_the_first_whole(tmp_path, data):

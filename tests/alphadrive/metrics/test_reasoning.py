@@ -44,7 +44,7 @@ def test_bleu_by_hand():
     # 5 of 6 words, 3 of 5 pairs, 2 of 4 triples, 1 of 3 fours; one word shorter than the reference.
     score = bleu4([words("so stop at the red light")], [words("and so stop at the green light")])
     assert score == pytest.approx((5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** (1 / 4) * math.exp(1 - 7 / 6))
-    assert bleu4([words("stop here")], [words("stop here")]) == 0.0
+    assert bleu4([words("stop at the light")], [words("stop at the sign")]) == 0.0
 
 
 @pytest.mark.parametrize("seed", range(5))
