@@ -38,7 +38,7 @@ def write_records(
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder}: cannot write there: {error}; choose another folder") from error
+        raise DataError(f"{folder}: cannot be written: {error}; choose another folder") from error
     writer = ShardWriter(work, rows_per_shard)
     try:
         num_rows = 0

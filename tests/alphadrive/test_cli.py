@@ -114,7 +114,7 @@ def test_a_full_disk_is_said_in_one_line(monkeypatch, capsys):
 def test_a_dataset_that_cannot_be_written_is_refused(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert cli.run(["data", "synth", f"--out={tmp_path}/file/data", "--num=2"]) == 2
-    assert f"{tmp_path}/file/data: cannot write there" in capsys.readouterr().err
+    assert f"{tmp_path}/file/data: cannot be written" in capsys.readouterr().err
 
 
 def test_error_nobody_expected_keeps_its_traceback(monkeypatch):
