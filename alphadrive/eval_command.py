@@ -100,8 +100,6 @@ def _eval_predictions(args: argparse.Namespace, data: Path) -> int:
     from alphadrive.predictions import read_predictions, read_queries
 
     path: Path = args.predictions
-    if args.out is not None and path.resolve().parent == args.out.resolve():
-        raise ConfigError(f"--out {args.out}: {path.name} itself is there; choose another folder")
     _prepare(args.out)
     answers = read_predictions(path, read_queries(DrivingDataset(data)))
     report = EvalReport(
@@ -110,7 +108,7 @@ def _eval_predictions(args: argparse.Namespace, data: Path) -> int:
         decoding="answers from a file, strict parse",
         figures=figures_of(answers, args.seed),
     )
-    return _show(args.out, report, answers, {})
+    return _show(args.out, report, answers, {}, source=path)
 
 
 def _eval_model(args: argparse.Namespace, model: str, data: Path) -> int:
@@ -166,6 +164,7 @@ def _show(
     report: "EvalReport",
     answers: "Sequence[Answered]",
     ablated: "Mapping[str, Sequence[Answered]]",
+    source: Path | None = None,
 ) -> int:
     from alphadrive.eval_report import write_eval
     from alphadrive.eval_table import eval_tables
@@ -173,6 +172,6 @@ def _show(
     tables = eval_tables(report)
     print(tables, end="")
     if out is not None:
-        write_eval(out, report, tables, answers, ablated)
+        write_eval(out, report, tables, answers, ablated, source)
         print(f"wrote {out / 'eval.json'}, eval.txt and predictions.jsonl")
     return 0

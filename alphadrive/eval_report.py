@@ -66,17 +66,22 @@ def write_eval(
     tables: str,
     answers: Sequence[Answered],
     ablated: Mapping[str, Sequence[Answered]],
+    source: Path | None = None,
 ) -> None:
     """Write a report and the answers it is about, in place of what an earlier evaluation left there.
 
-    `eval.json` goes first and comes last: a folder that has it holds the answers it is about.
+    `eval.json` goes first and comes last: a folder that has it holds the answers it is about. The file
+    `source` that the answers were read from is the user's and stays as it is.
     """
+    own = None if source is None else source.resolve()
     (folder / "eval.json").unlink(missing_ok=True)
     for stale in folder.glob("predictions*.jsonl"):
-        stale.unlink()
+        if stale.resolve() != own:
+            stale.unlink()
     files = {"": answers, **{f"-{name.replace('=', '-')}": rows for name, rows in ablated.items()}}
     for suffix, rows in files.items():
-        lines = "".join(f"{prediction_line(answered)}\n" for answered in rows)
-        write_text(folder / f"predictions{suffix}.jsonl", lines)
+        path = folder / f"predictions{suffix}.jsonl"
+        if path.resolve() != own:
+            write_text(path, "".join(f"{prediction_line(answered)}\n" for answered in rows))
     write_text(folder / "eval.txt", tables)
     write_json(folder / "eval.json", report.as_dict())

@@ -9,6 +9,9 @@ One engine, started before any clock. Each round asks every row three times, in 
               all handed over at once: what the engine can do
     engine    `RolloutEngine.generate`, all rows at once: reads and fits the images too
     eval      what `alphadrive eval` does for its answers, then all their figures
+
+Other work on the machine disturbs the clock; the seconds of processor, of this process and the engine's
+together, hardly.
 """
 
 import argparse
@@ -17,6 +20,8 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+
+import psutil
 
 from alphadrive.data.parquet import DrivingDataset
 from alphadrive.engine_arguments import add_engine_arguments, engine_options
@@ -61,28 +66,42 @@ async def measure(options: EvalOptions, num_rounds: int) -> None:
             figures_of(await Asker(engine, options).greedy())
 
         ways = {"vllm": vllm, "engine": own, "eval": evaluate}
-        rates: dict[str, list[float]] = {name: [] for name in ways}
+        wall: dict[str, list[float]] = {name: [] for name in ways}
+        processor: dict[str, list[float]] = {name: [] for name in ways}
         for number in range(num_rounds + 1):
             for name, way in ways.items():
-                rates[name].append(len(queries) / await timed(engine, way))
-            line = ", ".join(f"{name} {found[-1]:.1f}/s" for name, found in rates.items())
+                wall_s, processor_s = await timed(engine, way)
+                wall[name].append(wall_s)
+                processor[name].append(processor_s)
+            line = ", ".join(f"{name} {len(queries) / found[-1]:.1f}/s" for name, found in wall.items())
             print(f"round {number}: {line}{'' if number else ' (warm-up, not counted)'}", flush=True)
-    medians = {name: statistics.median(found[1:]) for name, found in rates.items()}
-    shares = [
-        statistics.median(e / v for e, v in zip(rates["eval"][1:], rates[name][1:], strict=True))
-        for name in ("vllm", "engine")
-    ]
-    print(f"median: {', '.join(f'{name} {rate:.1f}/s' for name, rate in medians.items())}")
-    print(f"eval / vllm {shares[0]:.1%}, eval / engine {shares[1]:.1%} (medians of the rounds' ratios)")
+    for name in ways:
+        rate = len(queries) / statistics.median(wall[name][1:])
+        each_ms = 1000 * statistics.median(processor[name][1:]) / len(queries)
+        print(f"{name}: median {rate:.1f} answers/s, {each_ms:.2f} ms of processor an answer")
+    for name in ("vllm", "engine"):
+        shares = (share(seconds[name], seconds["eval"]) for seconds in (wall, processor))
+        print("eval / {}: {:.1%} by the clock, {:.1%} by processor".format(name, *shares))
 
 
-async def timed(engine: RolloutEngine, way: Callable[[], Awaitable[None]]) -> float:
-    """Seconds of one way, with all of the engine's caches empty before."""
+def share(other: list[float], of_eval: list[float]) -> float:
+    """Median over the counted rounds of how fast `eval` was beside another way of the same round."""
+    return statistics.median(theirs / ours for theirs, ours in zip(other[1:], of_eval[1:], strict=True))
+
+
+async def timed(engine: RolloutEngine, way: Callable[[], Awaitable[None]]) -> tuple[float, float]:
+    """Seconds of one way by the clock and of processor, with all of the engine's caches empty before."""
     await engine._llm.pause_generation(mode="keep", clear_cache=True)
     await engine._llm.resume_generation()
-    started_s = time.perf_counter()
+    started_s, used_s = time.perf_counter(), processor_seconds()
     await way()
-    return time.perf_counter() - started_s
+    return time.perf_counter() - started_s, processor_seconds() - used_s
+
+
+def processor_seconds() -> float:
+    """Seconds of processor that this process and those it started have used."""
+    this = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in (this, *this.children(recursive=True)))
 
 
 if __name__ == "__main__":

@@ -225,8 +225,9 @@ def test_second_evaluation_replaces_the_first_whole(tmp_path, data):
     assert json.loads((out / "eval.json").read_text())["planning_accuracy"] == 0.75
 
 
-def test_answers_to_be_read_are_never_overwritten(tmp_path, data, capsys):
-    file = written(tmp_path / "predictions.jsonl", *GOOD)
-    assert cli.run(["eval", "--predictions", file, str(data), "--out", str(tmp_path)]) == 2
-    assert "choose another folder" in capsys.readouterr().err
-    assert (tmp_path / "predictions.jsonl").read_text().splitlines() == GOOD
+@pytest.mark.parametrize("name", ["predictions.jsonl", "predictions-image-blank.jsonl"])
+def test_file_of_answers_in_the_folder_of_results_stays_as_it_is(tmp_path, data, name):
+    file = written(tmp_path / name, *GOOD)
+    assert cli.run(["eval", "--predictions", file, str(data), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / name).read_text().splitlines() == GOOD
+    assert json.loads((tmp_path / "eval.json").read_text())["planning_accuracy"] == 1.0
