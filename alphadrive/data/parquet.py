@@ -100,7 +100,7 @@ class DrivingDataset:
             row=row,
             speed_mps=values["speed_mps"],
             navigation=values["navigation"],
-            plans=tuple(values["plans"]),
+            plans=tuple(values["plans"] or ()),
             reasoning=values["reasoning"],
             waypoints=waypoints_of(values),
         )

@@ -159,6 +159,7 @@ def test_rows_whose_plans_cannot_be_read_are_named(tmp_path, make_record, capsys
         make_record(1, plans=("FLY, STRAIGHT",)),
         make_record(2, plans=()),
         make_record(0),
+        make_record(3, plans=None),
     ]
     write_records(records, tmp_path / "data")
     file = written(tmp_path / "said.jsonl", *(line(index, text=RIGHT) for index in range(3)))
@@ -167,6 +168,7 @@ def test_rows_whose_plans_cannot_be_read_are_named(tmp_path, make_record, capsys
     assert "part-00000.parquet: row 1: plans[0]: got 'FLY, STRAIGHT'" in shown
     assert "part-00000.parquet: row 2: plans: empty" in shown
     assert "part-00000.parquet: row 3: query_id: 'query-0' is also in row 0" in shown
+    assert "part-00000.parquet: row 4: plans: empty" in shown
 
 
 @pytest.mark.parametrize(
