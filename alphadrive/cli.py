@@ -45,6 +45,7 @@ In the order one uses them:
   alphadrive debug CONFIG                             stage 2 in one process, for breakpoints
 """
 
+_INTERRUPTED = 130
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 _OVERRIDES = (
@@ -55,7 +56,14 @@ _OVERRIDES = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script; ends the process with the exit code."""
-    sys.exit(run(argv))
+    code = run(argv)
+    if code == _INTERRUPTED:
+        # All of ours is closed by now, but an engine's threads, whose processes got the same Ctrl-C, may
+        # abort the interpreter on its way out.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +87,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("alphadrive: stopped by Ctrl-C", file=sys.stderr)
-        return 130
+        return _INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
