@@ -1,9 +1,8 @@
 """What the teacher's tests share: a dataset without reasoning, an environment of their own, a server.
 
-The server is in `faulty_endpoint`, beside this file.
+The server is in `faulty_endpoint`, the command's words and files in `distill_command`, beside this file.
 """
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,14 +13,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from distill_command import CANARY, distill_arguments
 from faulty_endpoint import Behaviour, FaultyEndpoint, explanation
 
 from alphadrive import cli
 from alphadrive.data.parquet import write_records
 from alphadrive.data.records import DrivingRecord
-
-CANARY = "sk-canary-5f2d9c7e41ab-never-to-be-seen"
-"""The key in every test here. It must be in no file and in no output."""
 
 
 @pytest.fixture(autouse=True)
@@ -73,11 +70,6 @@ def serve() -> Iterator[Callable[..., FaultyEndpoint]]:
         yield lambda behave=explanation: stack.enter_context(FaultyEndpoint(behave))
 
 
-def distill_arguments(data: Path, endpoint: FaultyEndpoint, *options: str) -> list[str]:
-    out = data.parent / "out"
-    return ["distill", str(data), "--out", str(out), "--model", "m", "--base-url", endpoint.url, *options]
-
-
 @pytest.fixture
 def distill(make_data, serve):
     """Run the command in this process against a server; gives exit code and server."""
@@ -108,11 +100,3 @@ def start_distill():
         if process.poll() is None:
             process.kill()
             process.communicate()
-
-
-def lines_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def summary_of(data: Path) -> dict:
-    return json.loads((data.parent / "out" / "distill.json").read_text())

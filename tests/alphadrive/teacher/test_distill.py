@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from conftest import CANARY, distill_arguments, lines_of, summary_of
+from distill_command import CANARY, distill_arguments, lines_of, summary_of
 from faulty_endpoint import TOKENS, Reply, explanation
 
 from alphadrive import cli

@@ -6,7 +6,7 @@ import logging
 import time
 
 import pytest
-from conftest import CANARY
+from distill_command import CANARY
 from faulty_endpoint import Reply
 
 from alphadrive.errors import ConfigError, TeacherError

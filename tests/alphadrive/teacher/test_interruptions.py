@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from conftest import CANARY, lines_of, summary_of
+from distill_command import CANARY, lines_of, summary_of
 from faulty_endpoint import Reply, explanation
 
 from alphadrive.data.parquet import DrivingDataset

@@ -15,7 +15,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import CANARY, lines_of, summary_of
+from distill_command import CANARY, lines_of, summary_of
 
 from alphadrive import cli
 from alphadrive.data.parquet import write_records
