@@ -116,14 +116,18 @@ def test_two_engines_and_two_ranks_survive_the_kill_of_an_engine(scenes, tmp_pat
     from cluster.launch import run_grpo
 
     folder = tmp_path / "r"
-    killed = []
+    killed, seen = [], []
+
+    def engine_cores():
+        children = psutil.Process().children(recursive=True)
+        seen[:] = [child.as_dict(["pid", "name", "cmdline"]) for child in children if is_alive(child)]
+        return [child for child in seen if "EngineCore" in " ".join(child["cmdline"] or [])]
 
     def kill_an_engine():
         wait_for(lambda: status_of(folder)["step"] >= 1)
-        children = psutil.Process().children(recursive=True)
-        cores = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
-        cores[0].kill()
-        killed.append(cores[0].pid)
+        wait_for(engine_cores, timeout_s=20)
+        killed.append(engine_cores()[0]["pid"])
+        os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_an_engine)
     killer.start()
@@ -131,7 +135,7 @@ def test_two_engines_and_two_ranks_survive_the_kill_of_an_engine(scenes, tmp_pat
     config = load_config("debug", overrides(scenes, tmp_path, *more, "learner.zero_stage=2"))
     result = run_grpo(config)
     killer.join()
-    assert killed
+    assert killed, seen
     assert (result.status, result.checkpoint.step) == ("finished", 8)
     counts = result.summary["grpo"]["epochs"]["0"]
     assert counts == {"issued": 32, "trained": 32}
