@@ -2,7 +2,7 @@
 
     image=blank        a grey image of the same size
     image=shuffle      the image of another row
-    navigation=none    the prompt says that the navigation command is 'unknown'
+    navigation=none    the prompt says that the navigation command is 'no navigation'
     speed=none         the prompt says that the current speed is unknown
 
 Each is one input changed and everything else left as it is. A planner that uses an input is worse without

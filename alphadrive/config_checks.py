@@ -115,14 +115,15 @@ def _range_problems(config: "Config") -> list[str]:
     return problems
 
 
-def _divisors_near(total: int, ranks: int) -> str:
+def divisors_near(total: int, ranks: int) -> str:
+    """The nearest totals that `ranks` divides, for a message."""
     below, above = total // ranks * ranks, -(-total // ranks) * ranks
     return " or ".join(str(value) for value in sorted({below, above} - {0}))
 
 
 def _arithmetic_problems(config: "Config") -> list[str]:
     problems = []
-    grpo, sft, ranks = config.grpo, config.sft, config.learner.num_ranks
+    grpo, ranks = config.grpo, config.learner.num_ranks
     if grpo.group_size < 2:
         problems.append(
             f"grpo.group_size={grpo.group_size}: expected 2 or more; the advantage of a completion is "
@@ -133,12 +134,7 @@ def _arithmetic_problems(config: "Config") -> list[str]:
         problems.append(
             f"grpo.groups_per_step={grpo.groups_per_step} prompts (x grpo.group_size={grpo.group_size} = "
             f"{samples} samples a step) is not divisible by learner.num_ranks={ranks}; use "
-            f"{_divisors_near(grpo.groups_per_step, ranks)}"
-        )
-    if ranks >= 1 and sft.batch_size % ranks:
-        problems.append(
-            f"sft.batch_size={sft.batch_size} samples is not divisible by learner.num_ranks={ranks}; "
-            f"use {_divisors_near(sft.batch_size, ranks)}"
+            f"{divisors_near(grpo.groups_per_step, ranks)}"
         )
     if config.rollout.sync_timeout_s > config.rollout.request_timeout_s:
         problems.append(

@@ -179,8 +179,8 @@ async def ask_model(options: EvalOptions, on_answer: Callable[[], None] | None =
 
 
 def check_ablated_lengths(options: EvalOptions, model_folder: Path, dataset: DrivingDataset) -> None:
-    """Refuse ablations that make a prompt too long: another row's image may be larger, and 'unknown' longer
-    than what it stands for. Raises ConfigError naming the row."""
+    """Refuse ablations that make a prompt too long: another row's image may be larger, and 'no
+    navigation' longer than what it stands for. Raises ConfigError naming the row."""
     texts = [ablation for ablation in options.ablations if ablation != _BLANK]
     if not texts:
         return

@@ -12,6 +12,7 @@ from typing import Literal
 
 from alphadrive.capacity import check_disk, check_memory
 from alphadrive.config import Config
+from alphadrive.config_checks import divisors_near
 from alphadrive.data.scenes import check_apart
 from alphadrive.dataset_check import DatasetLengths, check_dataset
 from alphadrive.errors import ConfigError, DataError, ModelError
@@ -39,6 +40,8 @@ def check_run(config: Config, stage: Stage, *, remember: bool = True) -> RunChec
     Raises ModelError, DataError (with every problem of the dataset), ConfigError or ResourceError.
     """
     _check_working_directory(stage)
+    if stage == "sft":
+        _check_sft_batch(config)
     needs_eval = stage == "eval" or (stage != "sft" and config.eval.every_steps > 0)
     if needs_eval and config.data.eval is None:
         raise ConfigError(
@@ -94,6 +97,15 @@ def _check_working_directory(stage: Stage) -> None:
         raise ConfigError(
             f"{Path.cwd()}: has a package {shadowing[0]!r} of its own, which Ray's workers would import "
             "instead of this project's; start the run from another folder (paths may be absolute)"
+        )
+
+
+def _check_sft_batch(config: Config) -> None:
+    if config.sft.batch_size % config.learner.num_ranks:
+        raise ConfigError(
+            f"sft.batch_size={config.sft.batch_size} samples is not divisible by learner.num_ranks="
+            f"{config.learner.num_ranks}; use "
+            f"{divisors_near(config.sft.batch_size, config.learner.num_ranks)}"
         )
 
 

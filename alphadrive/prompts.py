@@ -25,8 +25,10 @@ PATH_WORDS: dict[Path, str] = {
 }
 """Each action as the teacher is told it."""
 
-UNKNOWN = "unknown"
-"""What a prompt says in place of a speed or a navigation command that is withheld."""
+UNKNOWN_SPEED = "unknown"
+NO_NAVIGATION = "no navigation"
+"""What a prompt says in place of a speed or a navigation command that is withheld. An imported row whose
+navigation is not known says the same."""
 
 
 def _listed(words: tuple[str, ...]) -> str:
@@ -45,10 +47,10 @@ def planning_prompt(speed_mps: float | None, navigation: str | None, with_trajec
     """The paper's planning prompt for one situation. `speed_mps` is printed with one decimal.
 
     None withholds a value; the sentence stays whole: "Your current speed is unknown, the navigation command
-    is 'unknown', …". `with_trajectory` asks for a trajectory beside the plan, which the paper does not.
+    is 'no navigation', …". `with_trajectory` asks for a trajectory beside the plan, which the paper does not.
     """
-    speed = UNKNOWN if speed_mps is None else f"{speed_mps:.1f}m/s"
-    command = UNKNOWN if navigation is None else navigation
+    speed = UNKNOWN_SPEED if speed_mps is None else f"{speed_mps:.1f}m/s"
+    command = NO_NAVIGATION if navigation is None else navigation
     prompt = (
         f"You are an expert driving assistant. Your current speed is {speed}, the navigation "
         f"command is '{command}', based on the understanding of the driving scene and the navigation "

@@ -118,7 +118,7 @@ def execute(
             _run_stage(stage, attempt, train, tree if on_ray else None)
         except KeyboardInterrupt:
             status.write(status="interrupted", reason="stopped by a signal")
-            progress.say(f"{stage} interrupted; go on with --resume: {run.path}")
+            progress.say(f"{stage} interrupted; `alphadrive {stage} … --resume` goes on from {run.path}")
             raise
         except BaseException as error:
             status.write(status="failed", reason=f"{type(error).__name__}: {error}")

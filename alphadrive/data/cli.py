@@ -77,7 +77,7 @@ def _synth(args: argparse.Namespace) -> int:
 def _validate(args: argparse.Namespace) -> int:
     from alphadrive.data.parquet import DrivingDataset
     from alphadrive.data.scenes import split_problems
-    from alphadrive.data.validate import iter_problems
+    from alphadrive.data.validate import count_of_problems, iter_problems
 
     special_tokens: tuple[str, ...] = ()
     if args.model:
@@ -90,7 +90,7 @@ def _validate(args: argparse.Namespace) -> int:
         print(problem, file=sys.stderr)
         num_problems += 1
     if num_problems:
-        print(f"{', '.join(map(str, args.folders))}: {num_problems} problems", file=sys.stderr)
+        print(f"{', '.join(map(str, args.folders))}: {count_of_problems(num_problems)}", file=sys.stderr)
         return 2
     for folder in args.folders:
         print(f"{folder}: {len(DrivingDataset(folder))} rows, valid")

@@ -10,10 +10,11 @@ from alphadrive.data.candidates import Candidate
 from alphadrive.data.checks import FRONT_CAMERA
 from alphadrive.data.images import read_header
 from alphadrive.data.labels import LabelRule, NearThreshold, describe_rule, plans_of
-from alphadrive.data.navigation import NAVIGATION_RULE, NO_NAVIGATION, PathAhead
+from alphadrive.data.navigation import NAVIGATION_RULE, PathAhead
 from alphadrive.data.records import DrivingRecord, ImageRecord
 from alphadrive.data.trajectory import HORIZON_S, Track, disagreement, trajectory_at
 from alphadrive.errors import DataError
+from alphadrive.prompts import NO_NAVIGATION
 
 NO_PATH = f"without a whole path for the next {HORIZON_S:g} s"
 NEAR = "near a threshold of the label rule"

@@ -10,10 +10,9 @@ import math
 import numpy as np
 
 from alphadrive.data.trajectory import HORIZON_S, MOVING_MPS, STEP_S, FloatArray, Track
+from alphadrive.prompts import NO_NAVIGATION
 
 NAVIGATION_RULE = "path-ahead/1"
-NO_NAVIGATION = "no navigation"
-"""Says nothing: used where the path is unknown, and for all rows when navigation is not wanted."""
 LOOK_M = 200.0
 TURN_DEG = 45.0
 TURN_OVER_M = 30

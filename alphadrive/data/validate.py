@@ -109,6 +109,11 @@ def _rows_of(
                 )
 
 
+def count_of_problems(number: int) -> str:
+    """`1 problem`, `2 problems`."""
+    return f"{number} problem" if number == 1 else f"{number} problems"
+
+
 def raise_problems(problems: Iterable[str], what: str) -> None:
     """Raise one DataError that shows the first hundred problems and counts the rest, if there is any."""
     remaining = iter(problems)
@@ -117,7 +122,7 @@ def raise_problems(problems: Iterable[str], what: str) -> None:
         return
     num_more = sum(1 for _ in remaining)
     more = [f"... and {num_more} more"] if num_more else []
-    raise DataError("\n".join([f"{what}: {len(shown) + num_more} problems", *shown, *more]))
+    raise DataError("\n".join([f"{what}: {count_of_problems(len(shown) + num_more)}", *shown, *more]))
 
 
 def write_valid_records(

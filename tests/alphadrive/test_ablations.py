@@ -38,7 +38,7 @@ def test_prompt_without_a_value_says_unknown_and_changes_nothing_else():
     whole = planning_prompt(8.3, "turn left")
     assert "Your current speed is 8.3m/s, the navigation command is 'turn left'," in whole
     assert planning_prompt(None, "turn left") == whole.replace("8.3m/s", "unknown")
-    assert planning_prompt(8.3, None) == whole.replace("turn left", "unknown")
+    assert planning_prompt(8.3, None) == whole.replace("turn left", "no navigation")
 
 
 def test_withheld_value_is_not_in_the_tokens(model_folder):
@@ -53,7 +53,7 @@ def test_withheld_value_is_not_in_the_tokens(model_folder):
         "8.3" not in without_speed and "speed is unknown," in without_speed and "turn left" in without_speed
     )
     without_navigation = text(Ablation("navigation", "none").of(QUERY))
-    assert "turn left" not in without_navigation and "command is 'unknown'" in without_navigation
+    assert "turn left" not in without_navigation and "command is 'no navigation'" in without_navigation
     assert Ablation("image", "blank").of(QUERY) == QUERY
 
 

@@ -200,6 +200,13 @@ def test_each_kind_of_wrong_input_has_its_error(
     assert caught.value.exit_code == 2
 
 
+def test_an_sft_batch_that_the_ranks_cannot_share_is_refused_for_sft_alone(config: Config) -> None:
+    config.learner.num_ranks, config.sft.batch_size, config.sft.microbatch_size = 3, 16, 1
+    check_run(config, "grpo")
+    with pytest.raises(ConfigError, match=r"sft.batch_size=16 .*learner.num_ranks=3; use 15 or 18"):
+        check_run(config, "sft")
+
+
 def test_without_evaluation_no_evaluation_data_is_needed(config: Config) -> None:
     config.data.eval, config.eval.every_steps = None, 0
     assert check_run(config, "grpo").eval is None

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from alphadrive.data.navigation import NO_NAVIGATION, PathAhead
+from alphadrive.data.navigation import PathAhead
 from alphadrive.data.trajectory import Track
+from alphadrive.prompts import NO_NAVIGATION
 
 from .conftest import make_track
 

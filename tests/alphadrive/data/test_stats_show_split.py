@@ -206,7 +206,7 @@ def test_a_scene_in_two_splits_is_named_once_with_both_places(
     assert run_command(["data", "validate", str(tmp_path / "a")]) == 0
     assert run_command(["data", "validate", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and lines[1].endswith("1 problems")
+    assert len(lines) == 2 and lines[1].endswith(" 1 problem")
     assert f"{tmp_path}/b/part-00000.parquet: row 1: scene_id: 'drive-1' is of split 'eval'" in lines[0]
     assert f"of 'train' in {tmp_path}/a/part-00000.parquet: row 2" in lines[0]
 
