@@ -68,7 +68,6 @@ class SftConfig:
     steps: int = 100
     batch_size: int = 32
     """Samples an optimizer step, over all ranks."""
-    microbatch_size: int = 16
     learning_rate: float = 2e-5
     warmup_ratio: float = 0.1
     target: str = "teacher"
@@ -156,7 +155,8 @@ class LearnerConfig:
 
     num_ranks: int = 1
     zero_stage: int = 1
-    groups_per_microbatch: int = 4
+    max_tokens_per_microbatch: int = 8192
+    """Prompt and completion tokens computed at once on a rank, SFT's too; a group is never split."""
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     adam_beta2: float = 0.999

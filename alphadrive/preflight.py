@@ -110,7 +110,7 @@ def _check_sft_batch(config: Config) -> None:
 
 
 def _check_lengths(config: Config, stage: str, lengths: DatasetLengths, key: str) -> None:
-    limit = config.rollout.max_model_len
+    limit, budget = config.rollout.max_model_len, config.learner.max_tokens_per_microbatch
     remedy = "raise rollout.max_model_len, lower model.max_pixels"
     if stage == "sft":
         if lengths.without_reasoning_where is not None:
@@ -123,6 +123,12 @@ def _check_lengths(config: Config, stage: str, lengths: DatasetLengths, key: str
                 f"{key}: the longest prompt with its answer has {lengths.longest_sample} tokens "
                 f"({lengths.longest_sample_where}), more than rollout.max_model_len={limit}; {remedy}"
             )
+        if lengths.longest_sample > budget:
+            raise ConfigError(
+                f"{key}: the longest prompt with its answer has {lengths.longest_sample} tokens "
+                f"({lengths.longest_sample_where}), more than learner.max_tokens_per_microbatch={budget}; "
+                "raise it"
+            )
         return
     total = lengths.longest_prompt + config.grpo.max_new_tokens
     if total > limit:
@@ -132,6 +138,15 @@ def _check_lengths(config: Config, stage: str, lengths: DatasetLengths, key: str
             f"{lengths.longest_prompt_image} image tokens, + grpo.max_new_tokens="
             f"{config.grpo.max_new_tokens} = {total}, more than rollout.max_model_len={limit}; "
             f"{remedy} or grpo.max_new_tokens"
+        )
+    group = lengths.longest_prompt + config.grpo.group_size * config.grpo.max_new_tokens
+    if stage != "eval" and group > budget:
+        raise ConfigError(
+            f"{key}: a group may have {lengths.longest_prompt} prompt tokens "
+            f"({lengths.longest_prompt_where}) + grpo.group_size={config.grpo.group_size} x "
+            f"grpo.max_new_tokens={config.grpo.max_new_tokens} = {group} tokens, more than "
+            f"learner.max_tokens_per_microbatch={budget}, and a group is never split; raise that to {group} "
+            "or more"
         )
 
 

@@ -1,24 +1,25 @@
-"""Groups to tensors: one training row = one prompt, its image, and all its completions.
+"""Groups to tensors: a microbatch is one pack of whole groups, each a prompt once and all its completions.
 
-    row:       prompt p0 p1 p2 | A0 A1 | B0 B1 B2 | pad        (the last token of a completion is
-    owner:            0  0  0  |  1  1 |  2  2  2 |  -1         never an input: nothing follows it)
-    position:         0  1  2  |  3  4 |  3  4  5 |             (restarts for every completion)
-    sees:      prompt causally; A: the prompt and A; B: the prompt and B
-    logits:    of A0 and of B0 from p2, of A1 from A0, ...
+    pack:      prompt p0 p1 p2 | A0 A1 | B0 B1 B2 | prompt q0 q1 | C0 ...     (the last token of a completion
+    position:         0  1  2  |  3  4 |  3  4  5 |         0  1 |  2 ...      is never an input: nothing
+    logits:    of A0 and of B0 from p2, of A1 from A0, ...                     follows it)
 
 The prompt and the image are computed once for all G completions; every completion gets exactly the
-positions and the context it would have alone. Pure tensors: no model, no dataset.
+positions and the context it would have alone. Nothing is padded. Pure tensors: no model, no dataset.
 
-Legend: B rows, L positions in a row, T completion tokens of the batch (row by row, completion by completion).
+Legend: N positions of the pack, T completion tokens of the pack (group by group, completion by completion).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from learner.attention import PackLayout
 
 Grid = tuple[int, int, int]
 PromptPositions = Callable[[Sequence[int], Grid], Tensor]
@@ -51,30 +52,30 @@ class TokenRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
-    """What the policy takes: padded rows, and where the logits of completion tokens are.
+    """What the policy takes: a pack, its images, and where the logits of completion tokens are.
 
-    `attention_mask_B1LL` is additive (0 or -inf); None means plainly causal, which is what rows of one
-    completion need (padding stands on the right and is never seen). `logit_index_T` points into the
-    flattened (B*L) positions: where each target's logits come from. `loss_mask_T` is 1 for tokens that
-    count.
+    `logit_index_T` are positions of the pack: where each target's logits come from. `loss_mask_T` is 1 for
+    tokens that count. `sequence_T` numbers the completion each token belongs to, 0 to `num_sequences` - 1;
+    an empty completion keeps its number.
     """
 
-    input_ids_BL: Tensor
-    positions_3BL: Tensor
-    attention_mask_B1LL: Tensor | None
+    input_ids_N: Tensor
+    positions_3N: Tensor
+    layout: PackLayout
     pixel_values: Tensor
     image_grid_thw: Tensor
     logit_index_T: Tensor
     target_ids_T: Tensor
     loss_mask_T: Tensor
+    sequence_T: Tensor
+    num_sequences: int
 
     def to(self, device: torch.device) -> Self:
         """The same batch on a device; itself where it is there already."""
-        if self.input_ids_BL.device == device:
+        if self.input_ids_N.device == device:
             return self
-        tensors = {name: getattr(self, name) for name in self.__slots__}
-        moved = {name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None}
-        return replace(self, **moved)
+        movable = {name: getattr(self, name) for name in self.__slots__ if name != "num_sequences"}
+        return replace(self, **{name: value.to(device) for name, value in movable.items()})
 
     def as_filler(self) -> Self:
         """The same batch with no token counting: keeps ranks in step, adds nothing to a gradient."""
@@ -100,53 +101,42 @@ class TrainBatch:
         )
 
 
-def build_token_batch(
-    rows: Sequence[TokenRow], positions_of: PromptPositions, pad_id: int, dtype: torch.dtype
-) -> TokenBatch:
-    """Lay rows out, padded on the right to the longest. `dtype` is the model's, for the mask."""
+def build_token_batch(rows: Sequence[TokenRow], positions_of: PromptPositions) -> TokenBatch:
+    """Pack rows one after another. Raises ValueError without a row."""
+    if not rows:
+        raise ValueError("a pack needs at least one row")
     laid_out = [_lay_out(row, positions_of(row.prompt_ids, row.grid)) for row in rows]
-    length = max(len(row.input_ids) for row in laid_out)
-    ids_BL = np.full((len(rows), length), pad_id, dtype=np.int64)
-    owners_BL = np.full((len(rows), length), -1, dtype=np.int64)
-    positions_3BL = np.zeros((3, len(rows), length), dtype=np.int64)
-    for index, row in enumerate(laid_out):
-        end = len(row.input_ids)
-        ids_BL[index, :end], owners_BL[index, :end], positions_3BL[:, index, :end] = (
-            row.input_ids,
-            row.owners,
-            row.positions,
-        )
-    is_plainly_causal = all(len(row.completions) == 1 for row in rows)
-    targets = np.concatenate([np.fromiter(_flat(row.completions), dtype=np.int64) for row in rows])
+    starts = np.cumsum([0, *(len(row.input_ids) for row in laid_out)])
+    completions = [completion for row in rows for completion in row.completions]
+    lengths = [len(completion) for completion in completions]
+    targets = np.fromiter(chain(*completions), dtype=np.int64, count=sum(lengths))
     return TokenBatch(
-        input_ids_BL=torch.from_numpy(ids_BL),
-        positions_3BL=torch.from_numpy(positions_3BL),
-        attention_mask_B1LL=None if is_plainly_causal else group_mask(torch.from_numpy(owners_BL), dtype),
+        input_ids_N=torch.from_numpy(np.concatenate([row.input_ids for row in laid_out])),
+        positions_3N=torch.from_numpy(np.concatenate([row.positions for row in laid_out], axis=1)),
+        layout=PackLayout.of([_spans(row) for row in rows]),
         pixel_values=torch.from_numpy(np.concatenate([row.pixel_values for row in rows])),
         image_grid_thw=torch.tensor([row.grid for row in rows]),
         logit_index_T=torch.from_numpy(
-            np.concatenate([row.logit_index + index * length for index, row in enumerate(laid_out)])
+            np.concatenate([row.logit_index + start for row, start in zip(laid_out, starts, strict=False)])
         ),
         target_ids_T=torch.from_numpy(targets),
         loss_mask_T=torch.ones(len(targets)),
+        sequence_T=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
+        num_sequences=len(lengths),
     )
 
 
-def group_mask(owners_BL: Tensor, dtype: torch.dtype) -> Tensor:
-    """The additive mask (B, 1, L, L) of rows whose positions belong to `owners_BL`: 0 the prompt,
-    1..G a completion, -1 padding. A position sees earlier ones of the prompt and of its own owner."""
-    query_BL1, key_B1L = owners_BL[:, :, None], owners_BL[:, None, :]
-    length = owners_BL.shape[1]
-    is_causal_LL = torch.ones(length, length, dtype=torch.bool).tril()
-    is_seen_BLL = ((key_B1L == 0) | (key_B1L == query_BL1)) & is_causal_LL
-    mask_BLL = torch.zeros(is_seen_BLL.shape, dtype=dtype).masked_fill_(~is_seen_BLL, float("-inf"))
-    return mask_BLL[:, None]
+def _spans(row: TokenRow) -> tuple[int, list[int]]:
+    """Causal positions and completion inputs; a single completion simply goes on after its prompt."""
+    inputs = [max(len(completion) - 1, 0) for completion in row.completions]
+    if len(inputs) == 1:
+        return len(row.prompt_ids) + inputs[0], []
+    return len(row.prompt_ids), inputs
 
 
 @dataclass(frozen=True, slots=True)
 class _LaidOutRow:
     input_ids: np.ndarray
-    owners: np.ndarray
     positions: np.ndarray
     logit_index: np.ndarray
 
@@ -155,26 +145,19 @@ def _lay_out(row: TokenRow, prompt_positions_3P: Tensor) -> _LaidOutRow:
     num_prompt = len(row.prompt_ids)
     prompt_positions = prompt_positions_3P.numpy()
     next_position = int(prompt_positions.max()) + 1
-    ids, owners = [np.asarray(row.prompt_ids)], [np.zeros(num_prompt, dtype=np.int64)]
-    positions, logit_index = [prompt_positions], []
+    ids, positions, logit_index = [np.asarray(row.prompt_ids)], [prompt_positions], []
     start = num_prompt
-    for owner, completion in enumerate(row.completions, start=1):
+    for completion in row.completions:
         if not completion:
             continue
         num_inputs = len(completion) - 1
         steps = np.arange(num_inputs)
         ids.append(np.asarray(completion[:-1], dtype=np.int64))
-        owners.append(np.full(num_inputs, owner))
         positions.append(np.broadcast_to(steps + next_position, (3, num_inputs)))
         logit_index += [np.array([num_prompt - 1]), steps + start]
         start += num_inputs
     return _LaidOutRow(
         np.concatenate(ids),
-        np.concatenate(owners),
         np.concatenate(positions, axis=1),
         np.concatenate(logit_index) if logit_index else np.zeros(0, dtype=np.int64),
     )
-
-
-def _flat(completions: Sequence[Sequence[int]]) -> list[int]:
-    return [token for completion in completions for token in completion]

@@ -14,10 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
 from alphadrive.errors import ModelError
+from learner.attention import NAME
 from learner.batch import Grid, TokenBatch
+from learner.token_logprobs import token_logprobs
+
+ATTENTION = {"": "sdpa", "text_config": NAME, "vision_config": "sdpa"}
+"""Packs go through the language model; the vision tower keeps images apart by itself."""
 
 MAX_LOGITS = 1 << 25
 """Logits held at once (128 MiB in float32); more are recomputed chunk by chunk in the backward pass."""
@@ -37,6 +43,7 @@ class Policy(nn.Module):
         self.model = model
         self.temperature = temperature
         self.vision_token_ids = tuple(vision_token_ids)
+        model.set_attn_implementation(ATTENTION)
         use_matmul_patch_embedding(model)
         self._positions_of_types = lru_cache(maxsize=4096)(self._compute_positions)
 
@@ -50,7 +57,6 @@ class Policy(nn.Module):
             model = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 dtype=getattr(torch, dtype),
-                attn_implementation="sdpa",
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -84,32 +90,33 @@ class Policy(nn.Module):
 
     def forward(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy (no gradient) of each completion token, (T,) float32 each."""
-        hidden_BLD = self.model.base_model(
-            input_ids=batch.input_ids_BL,
-            attention_mask=batch.attention_mask_B1LL,
-            position_ids=batch.positions_3BL,
-            pixel_values=batch.pixel_values,
-            image_grid_thw=batch.image_grid_thw,
+        text = self.model.config.get_text_config()
+        images = BaseModelOutputWithPooling(pooler_output=(self._image_embeds(batch),))
+        hidden_1ND = self.model.base_model(
+            input_ids=batch.input_ids_N[None],
+            attention_mask=dict.fromkeys(text.layer_types, batch.layout),
+            position_ids=batch.positions_3N[:, None],
+            mm_encoder_outputs={"image": images},
             use_cache=False,
         ).last_hidden_state
-        hidden_TD = hidden_BLD.flatten(0, 1).index_select(0, batch.logit_index_T)
-        chunk = max(1, MAX_LOGITS // self.model.config.get_text_config().vocab_size)
-        chunks = zip(hidden_TD.split(chunk), batch.target_ids_T.split(chunk), strict=True)
-        if len(hidden_TD) <= chunk or not torch.is_grad_enabled():
+        hidden_TD = hidden_1ND[0].index_select(0, batch.logit_index_T)
+        chunk = max(1, MAX_LOGITS // text.vocab_size)
+        chunks = list(zip(hidden_TD.split(chunk), batch.target_ids_T.split(chunk), strict=True))
+        if len(chunks) == 1 or not torch.is_grad_enabled():
             parts = [self._token_logprobs(*part) for part in chunks]
         else:
             parts = [checkpoint(self._token_logprobs, *part, use_reentrant=False) for part in chunks]
         logprobs, entropies = zip(*parts, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
 
+    def _image_embeds(self, batch: TokenBatch) -> Tensor:
+        """What the language model sees of the pack's images, in order: (vision tokens, D)."""
+        images = self.model.base_model.get_image_features(batch.pixel_values, batch.image_grid_thw)
+        return torch.cat(images.pooler_output)
+
     def _token_logprobs(self, hidden_TD: Tensor, target_ids_T: Tensor) -> tuple[Tensor, Tensor]:
-        logits_TV = self.model.get_output_embeddings()(hidden_TD).float() / self.temperature
-        vision_ids = torch.tensor(self.vision_token_ids, device=logits_TV.device, dtype=torch.long)
-        logprobs_TV = F.log_softmax(logits_TV.index_fill(1, vision_ids, float("-inf")), dim=-1)
-        with torch.no_grad():
-            lowest = torch.finfo(logprobs_TV.dtype).min
-            entropy_T = -(logprobs_TV.exp() * logprobs_TV.clamp(min=lowest)).sum(-1)
-        return logprobs_TV.gather(1, target_ids_T[:, None])[:, 0], entropy_T
+        logits_TV = self.model.get_output_embeddings()(hidden_TD)
+        return token_logprobs(logits_TV, target_ids_T, self.vision_token_ids, self.temperature)
 
 
 class _PatchMatmul(nn.Conv3d):

@@ -143,7 +143,7 @@ class LearnerRank:
         """This rank's microbatches, then fillers up to the number that the busiest rank has."""
         trained = [scored for scored in groups if _num_tokens(scored.group)]
         sizes = [len(scored.group.prompt_token_ids) + _num_tokens(scored.group) for scored in trained]
-        microbatches = in_microbatches(sizes, self.config.learner.groups_per_microbatch)
+        microbatches = in_microbatches(sizes, self.config.learner.max_tokens_per_microbatch)
         num_fillers = self._trainer.most(len(microbatches)) - len(microbatches)
 
         def read(indices: list[int]) -> TrainBatch:

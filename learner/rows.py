@@ -17,6 +17,7 @@ import numpy as np
 
 from alphadrive.data.parquet import DrivingDataset
 from alphadrive.data.records import DrivingRecord
+from alphadrive.dataset_check import front_image_tokens
 from alphadrive.errors import DataError, LearnerError
 from alphadrive.processing import PromptProcessor
 from alphadrive.prompts import answer_text
@@ -37,6 +38,12 @@ class SftTarget:
     row: int
     prompt_ids: list[int]
     completion_ids: list[int]
+    num_image_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt, image and completion tokens."""
+        return len(self.prompt_ids) - 1 + self.num_image_tokens + len(self.completion_ids)
 
 
 class RowReader:
@@ -88,6 +95,7 @@ class RowReader:
             completion_ids=self.processor.completion_ids(
                 target_text(record, target, self.processor.with_trajectory)
             ),
+            num_image_tokens=front_image_tokens(self.processor, record),
         )
 
     def target_row(self, target: "SftTarget") -> TokenRow:
@@ -102,9 +110,13 @@ class RowReader:
 
     def filler_row(self) -> TokenRow:
         """Any valid row, for a rank that has nothing of its own to compute."""
+        pixel_values, grid = self._pixels(0)
         prompt_ids = self.processor.prompt_ids(self.dataset.query(0))
-        return self.target_row(
-            SftTarget(row=0, prompt_ids=prompt_ids, completion_ids=[self.processor.end_token_id])
+        return TokenRow(
+            prompt_ids=self.processor.expanded_ids(prompt_ids, grid),
+            completions=[[self.processor.end_token_id]],
+            pixel_values=pixel_values,
+            grid=grid,
         )
 
     def _pixels(self, row: int) -> tuple[np.ndarray, Grid]:
@@ -146,11 +158,26 @@ def prepared_ahead(items: Iterable[Item], prepare: Callable[[Item], Prepared]) -
             yield waiting.popleft().result()
 
 
-def in_microbatches(sizes: Sequence[int], per_microbatch: int) -> list[list[int]]:
-    """Indices cut into microbatches of neighbours in size, so that little is padded.
+def in_microbatches(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of rows cut into microbatches of at most `max_tokens`, in order and as few as that allows.
 
-    >>> in_microbatches([5, 9, 4, 8], 2)
-    [[2, 0], [3, 1]]
+    A row is never split. Raises LearnerError, naming its size, for one that is larger than a microbatch.
+
+    >>> in_microbatches([5, 9, 4, 8], 14)
+    [[0, 1], [2, 3]]
     """
-    order = sorted(range(len(sizes)), key=lambda index: sizes[index])
-    return [order[start : start + per_microbatch] for start in range(0, len(order), per_microbatch)]
+    microbatches: list[list[int]] = []
+    free = 0
+    for index, size in enumerate(sizes):
+        if size > max_tokens:
+            raise LearnerError(
+                f"a prompt with its completions has {size} tokens, more than "
+                f"learner.max_tokens_per_microbatch={max_tokens}, and is never split; raise that, or lower "
+                "grpo.group_size, grpo.max_new_tokens or model.max_pixels"
+            )
+        if size > free:
+            microbatches.append([])
+            free = max_tokens
+        microbatches[-1].append(index)
+        free -= size
+    return microbatches

@@ -1,7 +1,7 @@
 """One rank of supervised fine-tuning: reasoning and answer, loss on the completion only.
 
-The same rows, policy and engine as GRPO, with one completion a prompt. Samples of similar length
-share a microbatch; the loss is a mean over the target tokens of the whole batch, on all ranks.
+The same packs, policy and engine as GRPO, with one completion a prompt. The loss is a mean over the target
+tokens of the whole batch, on all ranks.
 """
 
 import time
@@ -92,8 +92,8 @@ class SftRank:
     def _batches(self, targets: Sequence[SftTarget]) -> Iterator[TokenBatch]:
         """This rank's microbatches, then fillers up to the number that the busiest rank has."""
         trainer = self._trainer
-        sizes = [len(target.prompt_ids) + len(target.completion_ids) for target in targets]
-        microbatches = in_microbatches(sizes, self.config.sft.microbatch_size)
+        sizes = [target.num_tokens for target in targets]
+        microbatches = in_microbatches(sizes, self.config.learner.max_tokens_per_microbatch)
         num_fillers = trainer.most(len(microbatches)) - len(microbatches)
 
         def read(indices: list[int]) -> TokenBatch:

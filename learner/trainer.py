@@ -74,8 +74,7 @@ class Trainer:
 
     def token_batch(self, rows: list[TokenRow]) -> TokenBatch:
         """Rows as tensors, on the CPU (called from the reader thread)."""
-        pad_id = self.reader.processor.end_token_id
-        return build_token_batch(rows, self.policy.prompt_positions, pad_id, self.policy.dtype)
+        return build_token_batch(rows, self.policy.prompt_positions)
 
     def filler_batch(self) -> TokenBatch:
         """A batch for a rank without rows of its own; none of its tokens counts."""

@@ -48,8 +48,8 @@ CONTROLS = {
 @pytest.fixture
 def small_demo(tmp_path, monkeypatch):
     """The demo's configuration and data, cut to what takes a minute."""
-    small = load_config("demo", ["sft.steps=2", "sft.batch_size=4", "sft.microbatch_size=2"])
-    small.grpo.steps, small.grpo.groups_per_step, small.learner.groups_per_microbatch = 2, 4, 2
+    small = load_config("demo", ["sft.steps=2", "sft.batch_size=4"])
+    small.grpo.steps, small.grpo.groups_per_step = 2, 4
     small.eval.every_steps = 0
     save_config(small, tmp_path / "small.yaml")
     monkeypatch.chdir(tmp_path)

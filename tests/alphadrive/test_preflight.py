@@ -145,6 +145,18 @@ def test_a_sample_that_does_not_fit_is_refused_for_sft(config: Config) -> None:
         check_run(config, "sft")
 
 
+def test_a_group_larger_than_a_microbatch_is_refused_with_the_sum(config: Config) -> None:
+    config.learner.max_tokens_per_microbatch = 1000
+    with pytest.raises(
+        ConfigError,
+        match=r"may have \d+ prompt tokens .*=8 x grpo.max_new_tokens=256 = \d+ tokens, more than",
+    ):
+        check_run(config, "grpo")
+    config.learner.max_tokens_per_microbatch = 100
+    with pytest.raises(ConfigError, match=r"longest prompt with its answer .*max_tokens_per_microbatch=100"):
+        check_run(config, "sft")
+
+
 def test_sft_needs_reasoning_and_grpo_does_not(config: Config, make_record: MakeRecord) -> None:
     rewrite(config, make_record(0), make_record(1, reasoning=None))
     with pytest.raises(DataError, match=r"part-00000.parquet: row 1: reasoning: missing; SFT needs it"):
@@ -201,7 +213,7 @@ def test_each_kind_of_wrong_input_has_its_error(
 
 
 def test_an_sft_batch_that_the_ranks_cannot_share_is_refused_for_sft_alone(config: Config) -> None:
-    config.learner.num_ranks, config.sft.batch_size, config.sft.microbatch_size = 3, 16, 1
+    config.learner.num_ranks, config.sft.batch_size = 3, 16
     check_run(config, "grpo")
     with pytest.raises(ConfigError, match=r"sft.batch_size=16 .*learner.num_ranks=3; use 15 or 18"):
         check_run(config, "sft")

@@ -32,7 +32,6 @@ def test_two_ranks_train_and_a_resumed_run_goes_on_from_its_checkpoint(tmp_path)
         "run.tensorboard=false",
         "data.sampling=balanced",
         "sft.batch_size=4",
-        "sft.microbatch_size=2",
         "learner.num_ranks=2",
     ]
     first = run_sft(load_config("debug", [*options, "sft.steps=2"]))

@@ -29,6 +29,8 @@ JOB = Path(__file__).with_name("learner_job.py")
 LEARNING_RATE = 1e-3
 MAX_PIXELS = 28 * 28 * 8
 ALL_ROWS = list(range(6))
+ONE_ROW = 200
+"""A token budget that holds one of the groups or samples made here, but not two."""
 Calls = tuple[tuple[str, Any], ...]
 Outcomes = dict[str, list[list[Any]]]
 
@@ -150,20 +152,20 @@ def shipped_weights() -> dict[str, torch.Tensor]:
 THREE_STEPS: Calls = (("step", (0, 4)), ("step", (1, 4)), ("step", (2, 4)), ("export_weights", "weights.st"))
 CUTS = [
     scenario(
-        f"{ranks}_ranks_zero_{zero_stage}_microbatch_{size}",
+        f"{ranks}_ranks_zero_{zero_stage}_{size}_tokens",
         *THREE_STEPS,
         ranks=ranks,
         learner__zero_stage=zero_stage,
-        learner__groups_per_microbatch=size,
+        learner__max_tokens_per_microbatch=size,
     )
     for ranks, zero_stage, size in [
-        (1, 0, 4),
-        (1, 1, 4),
-        (1, 1, 1),
-        (1, 3, 2),
-        (2, 1, 2),
-        (2, 2, 1),
-        (2, 3, 1),
+        (1, 0, 8192),
+        (1, 1, 8192),
+        (1, 1, ONE_ROW),
+        (1, 3, 2 * ONE_ROW),
+        (2, 1, 2 * ONE_ROW),
+        (2, 2, ONE_ROW),
+        (2, 3, ONE_ROW),
     ]
 ]
 
@@ -193,7 +195,7 @@ TOGETHER = [
         f"uneven_zero_{zero_stage}",
         *UNEVEN,
         ranks=2,
-        learner__groups_per_microbatch=1,
+        learner__max_tokens_per_microbatch=ONE_ROW,
         learner__zero_stage=zero_stage,
     )
     for zero_stage in (1, 3)
@@ -357,9 +359,19 @@ def test_frozen_vision_stays_and_the_rest_moves(outcomes: Outcomes, folder: Path
     assert any(has_moved.values())
 
 
-SFT_ALONE = scenario("sft_alone", *[("sft", ALL_ROWS)] * 4, stage="sft", sft__microbatch_size=6)
-SFT_CUT = scenario("sft_cut", *[("sft", ALL_ROWS)] * 2, stage="sft", sft__microbatch_size=4)
-SFT_TOGETHER = scenario("sft_2", *[("sft", ALL_ROWS)] * 2, stage="sft", sft__microbatch_size=2, ranks=2)
+SFT_ALONE = scenario(
+    "sft_alone", *[("sft", ALL_ROWS)] * 4, stage="sft", learner__max_tokens_per_microbatch=8192
+)
+SFT_CUT = scenario(
+    "sft_cut", *[("sft", ALL_ROWS)] * 2, stage="sft", learner__max_tokens_per_microbatch=4 * ONE_ROW
+)
+SFT_TOGETHER = scenario(
+    "sft_2",
+    *[("sft", ALL_ROWS)] * 2,
+    stage="sft",
+    learner__max_tokens_per_microbatch=2 * ONE_ROW,
+    ranks=2,
+)
 
 
 def test_sft_learns(outcomes: Outcomes) -> None:

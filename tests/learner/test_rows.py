@@ -53,6 +53,7 @@ def test_sft_teaches_the_teachers_plan_or_the_recorded_one(reader: RowReader) ->
 def test_a_target_row_holds_prompt_image_and_answer(reader: RowReader) -> None:
     target = reader.target(1, "teacher")
     row = reader.target_row(target)
+    assert target.num_tokens == row.num_tokens
     assert row.prompt_ids.count(reader.processor.image_token_id) * 4 == len(row.pixel_values)
     assert row.completions[0][-1] == reader.processor.end_token_id
     assert reader.processor.tokenizer.decode(row.completions[0][:-1]) == target_text(
@@ -99,9 +100,15 @@ def test_versions_outside_the_window_are_refused(
     assert problem is None if words is None else words in str(problem) and "ticket 7" in str(problem)
 
 
-def test_microbatches_hold_neighbours_in_size() -> None:
-    assert in_microbatches([5, 9, 4, 8, 7], 2) == [[2, 0], [4, 3], [1]]
+def test_microbatches_keep_the_order_and_the_budget() -> None:
+    assert in_microbatches([5, 9, 4, 8, 7], 14) == [[0, 1], [2, 3], [4]]
+    assert in_microbatches([14, 1, 13, 1], 14) == [[0], [1, 2], [3]]
     assert in_microbatches([], 2) == []
+
+
+def test_a_group_larger_than_a_microbatch_is_refused_with_both_numbers() -> None:
+    with pytest.raises(LearnerError, match=r"has 15 tokens, more than learner.max_tokens_per_microbatch=14"):
+        in_microbatches([5, 15], 14)
 
 
 def test_rows_are_prepared_in_order_and_only_a_little_ahead() -> None:

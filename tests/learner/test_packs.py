@@ -1,21 +1,29 @@
 """One row for a whole group computes exactly what one row per completion would."""
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 import learner.policy
-from learner.batch import TokenBatch, TokenRow, build_token_batch, group_mask
+from learner.attention import PackLayout, block_mask
+from learner.batch import TokenBatch, TokenRow, build_token_batch
 from learner.policy import Policy
 
-IMAGE, VISION_TOKEN_IDS, PAD = 59, (59, 60, 61, 62), 63
+IMAGE, VISION_TOKEN_IDS = 59, (59, 60, 61, 62)
 MakeRow = Callable[..., TokenRow]
 
 
 def batch_of(policy: Policy, *rows: TokenRow) -> TokenBatch:
-    return build_token_batch(rows, policy.prompt_positions, PAD, torch.float32)
+    return build_token_batch(rows, policy.prompt_positions)
+
+
+def policy_of(model, temperature: float = 1.0) -> Policy:
+    """A policy of a copy: the model itself keeps transformers' own attention."""
+    return Policy(copy.deepcopy(model), VISION_TOKEN_IDS, temperature)
 
 
 def alone(model, row: TokenRow, completion: list[int], temperature: float) -> Tensor:
@@ -36,54 +44,91 @@ def repeated(model, rows: list[TokenRow], temperature: float = 1.0) -> Tensor:
     return torch.cat([alone(model, row, list(c), temperature) for row in rows for c in row.completions if c])
 
 
-def test_layout_of_a_row(model, make_row: MakeRow) -> None:
-    row = make_row(0, (2, 1, 3), num_text=4)
-    batch = batch_of(Policy(model, VISION_TOKEN_IDS), row)
-    num_prompt = len(row.prompt_ids)
-    assert batch.input_ids_BL.shape == (1, num_prompt + 1 + 0 + 2)
-    first = int(batch.positions_3BL[0, 0, num_prompt - 1]) + 1
-    assert batch.positions_3BL[:, 0, num_prompt:].tolist() == [[first, first, first + 1]] * 3
+def test_layout_of_a_pack(model, make_row: MakeRow) -> None:
+    first, second = make_row(0, (2, 1, 3, 0), num_text=4), make_row(1, (3,))
+    batch = batch_of(policy_of(model), first, second)
+    num_prompt, num_second = len(first.prompt_ids), len(second.prompt_ids)
+    assert batch.input_ids_N.shape == (num_prompt + 1 + 0 + 2 + num_second + 2,)
+    after = int(batch.positions_3N[0, num_prompt - 1]) + 1
+    assert batch.positions_3N[:, num_prompt : num_prompt + 3].tolist() == [[after, after, after + 1]] * 3
+    assert batch.positions_3N[:, num_prompt + 3].tolist() == [0, 0, 0]
     last = num_prompt - 1
-    assert batch.logit_index_T.tolist() == [last, last + 1, last, last, last + 2, last + 3]
-    assert batch.target_ids_T.tolist() == [token for completion in row.completions for token in completion]
-
-
-def test_mask_of_a_small_group() -> None:
-    is_seen = group_mask(torch.tensor([[0, 0, 1, 2, 2, -1]]), torch.float32)[0, 0] == 0
-    assert is_seen.int().tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 0, 1, 0, 0],
-        [1, 1, 0, 1, 1, 0],
-        [1, 1, 0, 0, 0, 1],
+    end = num_prompt + 3 + num_second - 1
+    assert batch.logit_index_T.tolist() == [
+        last,
+        last + 1,
+        last,
+        last,
+        last + 2,
+        last + 3,
+        end,
+        end + 1,
+        end + 2,
     ]
+    completions = [*first.completions, *second.completions]
+    assert batch.target_ids_T.tolist() == [token for completion in completions for token in completion]
+    assert (batch.sequence_T.tolist(), batch.num_sequences) == ([0, 0, 1, 2, 2, 2, 4, 4, 4], 5)
+    ours, single = batch.layout.spans
+    assert (ours.start, ours.num_causal, ours.lengths) == (0, num_prompt, (1, 2))
+    assert (single.start, single.num_causal, single.lengths) == (num_prompt + 3, num_second + 2, ())
+
+
+def test_what_a_position_sees() -> None:
+    layout = PackLayout.of([(2, (1, 2)), (2, ())])
+    is_seen = block_mask(layout, torch.device("cpu")).mask_mod
+    at = torch.arange(layout.num_positions)
+    assert is_seen(torch.tensor(0), torch.tensor(0), at[:, None], at[None, :]).int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0, 0],
+        [1, 1, 0, 1, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1, 1],
+    ]
+
+
+def test_the_block_mask_and_the_groups_one_by_one_agree(model, make_row: MakeRow) -> None:
+    policy = policy_of(model)
+    batch = batch_of(policy, make_row(1, (5, 1, 4)), make_row(2, (3,), num_text=12), make_row(3, (2, 0, 2)))
+    with_blocks = replace(
+        batch, layout=replace(batch.layout, blocks=block_mask(batch.layout, torch.device("cpu")))
+    )
+    with torch.no_grad():  # flex_attention has no backward pass on CPU
+        torch.testing.assert_close(policy(batch)[0], policy(with_blocks)[0], rtol=0, atol=1e-5)
+
+
+def test_anything_but_a_pack_is_refused(model, make_row: MakeRow) -> None:
+    policy = policy_of(model)
+    with pytest.raises(ValueError, match="PackLayout"):
+        policy.model.base_model.language_model(
+            inputs_embeds=torch.zeros(1, 4, 32), attention_mask={"full_attention": None}
+        )
+    with pytest.raises(ValueError, match="at least one row"):
+        batch_of(policy)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_equal_the_repeated_prefix(model, make_row: MakeRow, temperature: float) -> None:
     rows = [make_row(1, (5, 1, 4, 2)), make_row(2, (3, 6), num_text=12), make_row(3, (2, 0, 2), num_text=5)]
-    policy = Policy(model, VISION_TOKEN_IDS, temperature)
+    policy = policy_of(model, temperature)
     logprobs_T, entropy_T = policy(batch_of(policy, *rows))
     torch.testing.assert_close(logprobs_T, repeated(model, rows, temperature), rtol=0, atol=1e-5)
     assert (entropy_T > 0).all()
 
 
-def test_single_completions_need_no_mask(model, make_row: MakeRow) -> None:
+def test_single_completions_equal_plain_sequences(model, make_row: MakeRow) -> None:
     rows = [make_row(1, (5,)), make_row(2, (9,), num_text=15), make_row(3, (2,))]
-    policy = Policy(model, VISION_TOKEN_IDS)
-    batch = batch_of(policy, *rows)
-    assert batch.attention_mask_B1LL is None
-    torch.testing.assert_close(policy(batch)[0], repeated(model, rows), rtol=0, atol=1e-5)
+    policy = policy_of(model)
+    torch.testing.assert_close(policy(batch_of(policy, *rows))[0], repeated(model, rows), rtol=0, atol=1e-5)
 
 
 def test_gradient_equals_the_repeated_prefix(model, make_row: MakeRow) -> None:
     rows = [make_row(1, (5, 3, 4)), make_row(2, (3, 6), num_text=12)]
-    policy = Policy(model, VISION_TOKEN_IDS)
+    policy = policy_of(model)
     weights_T = torch.randn(21, generator=torch.Generator().manual_seed(1))
     (policy(batch_of(policy, *rows))[0] * weights_T).sum().backward()
-    shared = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-    model.zero_grad()
+    shared = {name: parameter.grad for name, parameter in policy.model.named_parameters()}
     (repeated(model, rows) * weights_T).sum().backward()
     for name, parameter in model.named_parameters():
         difference = (shared[name] - parameter.grad).norm() / parameter.grad.norm().clamp(min=1e-3)
@@ -92,7 +137,7 @@ def test_gradient_equals_the_repeated_prefix(model, make_row: MakeRow) -> None:
 
 def test_a_prompt_token_moves_its_own_group_and_no_other(model, make_row: MakeRow) -> None:
     first, second = make_row(1, (4, 4)), make_row(2, (3, 3))
-    policy = Policy(model, VISION_TOKEN_IDS)
+    policy = policy_of(model)
     before = policy(batch_of(policy, first, second))[0]
     changed_ids = [*first.prompt_ids]
     changed_ids[0] = (changed_ids[0] + 1) % 50
@@ -109,7 +154,7 @@ def test_a_prompt_token_moves_its_own_group_and_no_other(model, make_row: MakeRo
 
 def test_a_completion_does_not_see_its_siblings(model, make_row: MakeRow) -> None:
     row = make_row(1, (4, 5))
-    policy = Policy(model, VISION_TOKEN_IDS)
+    policy = policy_of(model)
     before = policy(batch_of(policy, row))[0]
     changed = TokenRow(
         prompt_ids=row.prompt_ids,
@@ -123,7 +168,7 @@ def test_a_completion_does_not_see_its_siblings(model, make_row: MakeRow) -> Non
 
 def test_the_image_matters(model, make_row: MakeRow) -> None:
     row = make_row(1, (4, 5))
-    policy = Policy(model, VISION_TOKEN_IDS)
+    policy = policy_of(model)
     blank = TokenRow(
         prompt_ids=row.prompt_ids,
         completions=row.completions,
@@ -142,7 +187,7 @@ def test_vision_tokens_have_no_probability(model, make_row: MakeRow) -> None:
         pixel_values=row.pixel_values,
         grid=row.grid,
     )
-    policy = Policy(model, VISION_TOKEN_IDS)
+    policy = policy_of(model)
     logprobs_T, entropy_T = policy(batch_of(policy, forced))
     assert torch.isneginf(logprobs_T[:3]).all()
     assert torch.isfinite(logprobs_T[3:]).all() and torch.isfinite(entropy_T).all()
@@ -152,22 +197,23 @@ def test_chunked_logits_give_the_same_values_and_gradients(
     model, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [make_row(1, (5, 3, 4)), make_row(2, (3, 6), num_text=12)]
-    policy = Policy(model, VISION_TOKEN_IDS)
+    policy = policy_of(model)
     whole = policy(batch_of(policy, *rows))[0]
     whole.sum().backward()
-    gradient = model.get_output_embeddings().weight.grad.clone()
-    model.zero_grad()
+    weight = policy.model.get_output_embeddings().weight
+    gradient = weight.grad.clone()
+    policy.zero_grad()
     monkeypatch.setattr(learner.policy, "MAX_LOGITS", 64 * 4)
     chunked = policy(batch_of(policy, *rows))[0]
     chunked.sum().backward()
     torch.testing.assert_close(chunked, whole)
-    torch.testing.assert_close(model.get_output_embeddings().weight.grad, gradient, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weight.grad, gradient, rtol=1e-5, atol=1e-6)
 
 
 def test_frozen_vision_gets_no_gradient(model, make_row: MakeRow) -> None:
-    policy = Policy(model, VISION_TOKEN_IDS)
+    policy = policy_of(model)
     policy.freeze_vision()
     policy(batch_of(policy, make_row(1, (4, 5))))[0].sum().backward()
-    with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    with_gradient = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
     assert not any(".visual." in name for name in with_gradient)
     assert any(".language_model." in name for name in with_gradient)
