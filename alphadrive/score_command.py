@@ -62,7 +62,7 @@ class ScoreRow:
 def run_score(args: argparse.Namespace) -> int:
     """Run `alphadrive score` from parsed arguments."""
     from alphadrive.config import default_config
-    from rewards.advantages import group_advantages
+    from rewards.advantage import group_advantages
     from rewards.further import load_terms
     from rewards.score import score_completions
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from alphadrive.actions import PATHS, SPEEDS
-from rewards.advantages import group_advantages
+from rewards.advantage import group_advantages
 from rewards.score import variant_terms
 
 GROUP_SIZE = 8

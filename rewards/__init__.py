@@ -5,7 +5,7 @@ together. No Ray, no torch. The variants are pure; of the further terms `judge` 
 user's function does what it does. The reward workers in `cluster/` call `score_group` once a group.
 """
 
-from rewards.advantages import group_advantages
+from rewards.advantage import group_advantages
 from rewards.score import score_group
 
 __all__ = ["group_advantages", "score_group"]

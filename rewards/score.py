@@ -14,7 +14,7 @@ from alphadrive.actions import Plan, parse_answer, parse_plan
 from alphadrive.errors import ConfigError, RewardError
 from alphadrive.reward_names import VARIANTS
 from alphadrive.types import Completion, DrivingQuery, RewardBreakdown, RolloutGroup, ScoredGroup
-from rewards.advantages import group_advantages
+from rewards.advantage import group_advantages
 from rewards.further import FurtherTerm, term_values
 from rewards.noise import random_terms
 from rewards.paper import paper_terms
