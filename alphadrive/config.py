@@ -88,14 +88,43 @@ class GrpoConfig:
     `sync_every: 1` is synchronous."""
     sync_every: int = 1
     """Send weights to the engines every so many steps."""
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    clip_low: float | None = None
+    clip_high: float | None = None
+    """Ratios are clipped below 1 - clip_low and above 1 + clip_high; null is the loss's own."""
     kl_coef: float = 0.0
     """Coefficient of the KL to the frozen starting policy; 0 skips its forward pass."""
     learning_rate: float = 1e-6
     warmup_steps: int = 0
     temperature: float = 1.0
     max_new_tokens: int = 256
+    loss: str = "grpo"
+    """`grpo`, `dr_grpo`, `dapo`, `gspo` or `cispo`; all are in docs/learner.md."""
+    loss_aggregation: str | None = None
+    """What counts the same: every `token`, every completion (`sequence`), or every token whatever the
+    lengths in a step (`constant`); null is the loss's own."""
+    clip_dual: float | None = None
+    """The loss of a token is at most so many times its negative advantage; null is no bound."""
+    kl_estimator: str = "k3"
+    """`k1`, `k2` or `k3`."""
+    epochs: int = 1
+    """Times a step goes through its groups."""
+    minibatches: int = 1
+    """Optimizer steps an epoch: the groups of all ranks are shuffled and cut into so many parts."""
+    old_policy: str = "rollout"
+    """Denominator of the ratio: `rollout`, the engine that drew the tokens, or `learner`, the policy at the
+    step's start."""
+    importance_level: str | None = None
+    """Correct for the engine's arithmetic and older weights by `token` or by completion (`sequence`), by
+    one or both of the next keys; null is no correction."""
+    importance_cap: float | None = None
+    """With `old_policy: learner`: weights are truncated to this."""
+    importance_mask: list[float] | None = None
+    """[low, high]: what the learner finds so much less or more likely than the engine is left out."""
+
+    @property
+    def advantage_estimator(self) -> str:
+        """How `rewards.advantage` makes advantages for the loss."""
+        return "dr_grpo" if self.loss == "dr_grpo" else "grpo"
 
 
 @dataclass

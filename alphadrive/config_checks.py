@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from alphadrive.errors import ConfigError
+from alphadrive.loss_checks import loss_problems
 from alphadrive.reward_names import VARIANTS, weight_problems
 
 if TYPE_CHECKING:
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
 
 def check_config(config: "Config") -> None:
     """Check values and combinations. Raises ConfigError with every problem found, one a line."""
-    problems = [*_range_problems(config), *_arithmetic_problems(config), *_reward_problems(config)]
+    problems = [
+        *_range_problems(config),
+        *_arithmetic_problems(config),
+        *loss_problems(config.grpo),
+        *_reward_problems(config),
+    ]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -25,6 +31,8 @@ _AT_LEAST_ONE = [
     "grpo.groups_per_step",
     "grpo.sync_every",
     "grpo.max_new_tokens",
+    "grpo.epochs",
+    "grpo.minibatches",
     "sft.steps",
     "sft.batch_size",
     "rollout.num_workers",
@@ -53,8 +61,6 @@ _POSITIVE = [
 _AT_LEAST_ZERO = [
     "grpo.max_policy_lag",
     "grpo.kl_coef",
-    "grpo.clip_low",
-    "grpo.clip_high",
     "grpo.warmup_steps",
     "eval.every_steps",
     "rollout.max_restarts",
@@ -134,6 +140,12 @@ def _arithmetic_problems(config: "Config") -> list[str]:
             f"grpo.groups_per_step={grpo.groups_per_step} prompts (x grpo.group_size={grpo.group_size} = "
             f"{samples} samples a step) is not divisible by learner.num_ranks={ranks}; use "
             f"{divisors_near(grpo.groups_per_step, ranks)}"
+        )
+    elif ranks >= 1 and grpo.minibatches >= 1 and grpo.groups_per_step % (ranks * grpo.minibatches):
+        problems.append(
+            f"grpo.groups_per_step={grpo.groups_per_step} is not divisible by grpo.minibatches="
+            f"{grpo.minibatches} x learner.num_ranks={ranks} = {ranks * grpo.minibatches}; use "
+            f"{divisors_near(grpo.groups_per_step, ranks * grpo.minibatches)}"
         )
     if config.rollout.sync_timeout_s > config.rollout.request_timeout_s:
         problems.append(

@@ -41,7 +41,10 @@ def add_score_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPa
     )
     parser.add_argument("file", metavar="FILE.jsonl", help="one group a line; - reads standard input")
     parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="a key of the configuration, mostly rewards.*"
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="a key of the configuration, mostly rewards.*; grpo.loss chooses the advantages",
     )
     parser.add_argument("--variant", choices=VARIANTS, help="default: strict, or rewards.variant where given")
     parser.add_argument(
@@ -90,7 +93,8 @@ def run_score(args: argparse.Namespace) -> int:
         return 0
     for rewards in groups:
         shown = [{**reward.terms, "total": reward.total} for reward in rewards]
-        advantages = group_advantages([reward.total for reward in rewards])
+        totals = [reward.total for reward in rewards]
+        advantages = group_advantages(totals, config.grpo.advantage_estimator)
         print(json.dumps({"rewards": shown, "advantages": advantages}))
     return 0
 

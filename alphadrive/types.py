@@ -114,15 +114,19 @@ class ScoredGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupHeader:
-    """All that the driver sees of a scored group. `scored` is a reference to the group itself: a
-    Ray object reference on a cluster, the group where everything runs in one process."""
+    """All that the driver sees of a scored group; standard deviations are the population's. `scored` is a
+    reference to the group itself: a Ray object reference on a cluster, the group where everything runs in
+    one process."""
 
     ticket: int
     query_id: str
     weight_version: WeightVersion
     reward_mean: float
     reward_std: float
+    reward_min: float
+    reward_max: float
     term_means: dict[str, float]
+    term_stds: dict[str, float]
     num_tokens: int
     scored: object
 

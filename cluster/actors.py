@@ -95,16 +95,23 @@ class RolloutActor:
 
 
 class RewardActor:
-    """Scores groups and writes them to disk. The user's functions are looked for in `user_folder`."""
+    """Scores groups and writes them to disk. The user's functions are looked for in `user_folder`;
+    `estimator` is that of `rewards.advantage`."""
 
     def __init__(
-        self, config: RewardConfig, seed: int, rollouts_folder: str, worker_id: str, user_folder: str
+        self,
+        config: RewardConfig,
+        seed: int,
+        rollouts_folder: str,
+        worker_id: str,
+        user_folder: str,
+        estimator: str = "grpo",
     ) -> None:
         from alphadrive.rollout_writer import RolloutWriter
         from rewards.further import load_terms
 
         self._variant, self._seed, self._timeout_s = config.variant, seed, config.timeout_s
-        self._further = load_terms(config, Path(user_folder))
+        self._further, self._estimator = load_terms(config, Path(user_folder)), estimator
         self._writer = RolloutWriter(Path(rollouts_folder), worker_id)
 
     def ready(self) -> int:
@@ -119,7 +126,7 @@ class RewardActor:
         rescue = threading.Timer(self._timeout_s / 2, self._writer.flush)
         rescue.start()
         try:
-            scored = scored_or_error(group, self._variant, self._seed, self._further)
+            scored = scored_or_error(group, self._variant, self._seed, self._further, self._estimator)
         finally:
             rescue.cancel()
             rescue.join()
@@ -132,13 +139,13 @@ class RewardActor:
 
 
 def scored_or_error(
-    group: RolloutGroup, variant: str, seed: int, further: "tuple[FurtherTerm, ...]"
+    group: RolloutGroup, variant: str, seed: int, further: "tuple[FurtherTerm, ...]", estimator: str
 ) -> ScoredGroup:
     """Score a group; an error of any other kind becomes a RewardError that names the query."""
     from rewards import score_group
 
     try:
-        return score_group(group, variant, seed, further)
+        return score_group(group, variant, seed, further, estimator)
     except AlphaDriveError:
         raise
     except Exception as error:

@@ -112,7 +112,10 @@ class DirectRewards:
     async def score(self, group: object) -> GroupHeader:
         """Score a group and write it down."""
         assert isinstance(group, RolloutGroup)
-        scored = scored_or_error(group, self._config.rewards.variant, self._config.seed, self._further)
+        config = self._config
+        scored = scored_or_error(
+            group, config.rewards.variant, config.seed, self._further, config.grpo.advantage_estimator
+        )
         self._writer.write(scored)
         return header_of(scored, scored)
 

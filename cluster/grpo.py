@@ -247,7 +247,8 @@ def _make_reward_pool(config: Config, rollouts_folder: Path) -> RewardPool:
     folder, user_folder = str(rollouts_folder.resolve()), str(Path.cwd())
 
     def spawn(worker_id: str) -> Any:
-        return actor_class.remote(config.rewards, config.seed, folder, worker_id, user_folder)
+        estimator = config.grpo.advantage_estimator
+        return actor_class.remote(config.rewards, config.seed, folder, worker_id, user_folder, estimator)
 
     return RewardPool(config.rewards, spawn)
 

@@ -29,17 +29,18 @@ def receipt_of(group: RolloutGroup) -> GroupReceipt:
 def header_of(scored: ScoredGroup, reference: object) -> GroupHeader:
     """The header of a scored group. `reference` is what the learner will fetch the group by."""
     totals = [reward.total for reward in scored.rewards]
-    terms = {name for reward in scored.rewards for name in reward.terms}
+    names = sorted({name for reward in scored.rewards for name in reward.terms})
+    terms = {name: [reward.terms.get(name, 0.0) for reward in scored.rewards] for name in names}
     return GroupHeader(
         ticket=scored.group.ticket,
         query_id=scored.group.query.query_id,
         weight_version=scored.group.oldest_version,
         reward_mean=statistics.fmean(totals),
         reward_std=statistics.pstdev(totals),
-        term_means={
-            name: statistics.fmean(reward.terms.get(name, 0.0) for reward in scored.rewards)
-            for name in sorted(terms)
-        },
+        reward_min=min(totals),
+        reward_max=max(totals),
+        term_means={name: statistics.fmean(values) for name, values in terms.items()},
+        term_stds={name: statistics.pstdev(values) for name, values in terms.items()},
         num_tokens=num_tokens(scored.group),
         scored=reference,
     )

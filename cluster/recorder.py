@@ -6,6 +6,7 @@ Sits behind the loop's Recorder protocol, on Ray and in one process alike: it is
 import asyncio
 import json
 import logging
+import math
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -89,6 +90,7 @@ class GrpoRecorder:
         num_groups = len(headers) + self._num_step_skipped
         metrics = result.metrics | {
             names.STEP_S: step_s,
+            names.TIME_PER_STEP: step_s,
             names.SYNC_S: self._sync_seconds[-1],
             names.CANARY_DIFF: self._canary_differences[-1],
             names.END_TO_END_SAMPLES_PER_S: num_groups * self._config.grpo.group_size / step_s,
@@ -99,12 +101,7 @@ class GrpoRecorder:
         metrics[names.POLICY_LAG_MAX] = float(max_lag)
         metrics[names.REWARD_MEAN] = statistics.fmean(header.reward_mean for header in headers)
         drawn, self._step_scored = self._step_scored or list(headers), []
-        metrics[names.ZERO_VARIANCE_SHARE] = statistics.fmean(not header.has_signal for header in drawn)
-        metrics[names.SCORE_MEAN] = statistics.fmean(header.reward_mean for header in drawn)
-        for term in drawn[0].term_means:
-            metrics[names.reward_term_mean(term)] = statistics.fmean(
-                header.term_means[term] for header in drawn
-            )
+        metrics |= drawn_metrics(drawn)
         self._add_up()
         self._run.write_metrics(result.step, metrics)
         figures = {
@@ -201,3 +198,19 @@ class GrpoRecorder:
         if self._ended_s is None:
             self._excluded_s += seconds
             self._step_started_s += seconds
+
+
+def drawn_metrics(drawn: Sequence[GroupHeader]) -> dict[str, float]:
+    """Rewards over all completions of the groups (all of one size), from their headers."""
+    metrics = {
+        names.ZERO_VARIANCE_SHARE: statistics.fmean(not header.has_signal for header in drawn),
+        names.SCORE_MEAN: statistics.fmean(header.reward_mean for header in drawn),
+        names.SCORE_MAX: max(header.reward_max for header in drawn),
+        names.SCORE_MIN: min(header.reward_min for header in drawn),
+    }
+    for term in drawn[0].term_means:
+        means = [header.term_means[term] for header in drawn]
+        within = statistics.fmean(header.term_stds[term] ** 2 for header in drawn)
+        metrics[names.reward_term_mean(term)] = statistics.fmean(means)
+        metrics[names.reward_term_std(term)] = math.sqrt(within + statistics.pvariance(means))
+    return metrics

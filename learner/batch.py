@@ -85,11 +85,13 @@ class TokenBatch:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainBatch:
     """A microbatch of the GRPO update: tokens with the sampler's log-probabilities and the advantage
-    of the completion each belongs to, float32."""
+    of the completion each belongs to, float32. `old_logprobs_T` are the learner's own at the step's start,
+    where the policy has moved since."""
 
     tokens: TokenBatch
     rollout_logprobs_T: Tensor
     advantages_T: Tensor
+    old_logprobs_T: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
         """The same batch on a device."""
@@ -98,6 +100,7 @@ class TrainBatch:
             tokens=self.tokens.to(device),
             rollout_logprobs_T=self.rollout_logprobs_T.to(device),
             advantages_T=self.advantages_T.to(device),
+            old_logprobs_T=None if self.old_logprobs_T is None else self.old_logprobs_T.to(device),
         )
 
 

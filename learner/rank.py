@@ -1,6 +1,7 @@
 """One rank of the GRPO learner. `cluster` runs one a process and calls every method on all together.
 
-    step(this rank's groups): check versions -> microbatches: forward, loss, backward -> one optimizer step
+    step(this rank's groups): check versions -> grpo.epochs x grpo.minibatches times:
+                                                    microbatches: forward, loss, backward -> optimizer step
 
 All ranks see the same metrics. An error on one rank that the others cannot know of (an image that does
 not decode, a process that dies) leaves them waiting in a collective: whoever runs the ranks ends them all.
@@ -18,11 +19,13 @@ from alphadrive import metric_names as names
 from alphadrive.config import Config
 from alphadrive.errors import LearnerError, PolicyLagError
 from alphadrive.types import RolloutGroup, ScoredGroup, StepResult, WeightsFile, WeightVersion
+from learner.admission import completion_problem, version_problem
 from learner.batch import TokenBatch, TrainBatch
-from learner.losses import GrpoLoss, grpo_loss
-from learner.rows import in_microbatches, prepared_ahead
+from learner.group_batches import TrainGroup, group_batches, start_logprobs
+from learner.minibatches import dealt_groups, shuffled_minibatches
+from learner.objective import LossInputs, grpo_loss, loss_settings, step_normaliser
 from learner.schedule import warmup_then_constant
-from learner.step_metrics import LossStatistics, group_metrics
+from learner.step_metrics import LossStatistics, group_metrics, mean_of_updates
 from learner.trainer import Trainer
 
 
@@ -46,6 +49,7 @@ class LearnerRank:
         attempt: int = 0,
     ) -> None:
         self.config, self.attempt = config, attempt
+        self._settings = loss_settings(config.grpo)
         self._trainer = Trainer(
             config,
             rank=rank,
@@ -67,32 +71,31 @@ class LearnerRank:
         return WeightVersion(self.attempt, self._trainer.step)
 
     def step(self, groups: Sequence[ScoredGroup]) -> StepResult:
-        """One optimizer step on the groups of all ranks; `groups` are this rank's (may be none).
+        """One step on the groups of all ranks; `groups` are this rank's (may be none), dealt out in turn.
 
-        Raises, with the weights untouched: PolicyLagError for a group of another attempt or outside the
-        lag bound, NonFiniteError for a loss or gradient that is not finite, LearnerError when no rank
-        has a completion token.
+        `grpo.epochs` times `grpo.minibatches` optimizer steps make one new weight version. Raises, with the
+        weights untouched: PolicyLagError for a group of another attempt or outside the lag bound,
+        LearnerError for a damaged completion or when no rank has a completion token; NonFiniteError for a
+        loss or gradient that is not finite, with the weights as the optimizer steps before it left them.
         """
         started = time.perf_counter()
-        trainer, step = self._trainer, self._trainer.step + 1
-        self._refuse_foreign_versions([scored.group for scored in groups])
-        num_step_tokens = trainer.total(sum(_num_tokens(scored.group) for scored in groups))
-        if not num_step_tokens:
+        trainer, grpo, step = self._trainer, self.config.grpo, self._trainer.step + 1
+        self._refuse_unfit([scored.group for scored in groups])
+        own = [TrainGroup(scored) for scored in groups]
+        timings = {}
+        if grpo.old_policy == "learner" and grpo.epochs * grpo.minibatches > 1:
+            own = start_logprobs(trainer, own)
+            timings[names.OLD_LOG_PROB_S] = trainer.slowest(time.perf_counter() - started)
+        learning_rate = warmup_then_constant(step, grpo.learning_rate, grpo.warmup_steps)
+        updates = [
+            metrics
+            for minibatch in self._minibatches(own, step)
+            if (metrics := self._update(minibatch, learning_rate)) is not None
+        ]
+        if not updates:
             raise LearnerError(f"step {step}: no completion tokens on any rank; nothing to train on")
-        statistics = LossStatistics()
-
-        def loss_of(batch: TrainBatch) -> Tensor:
-            loss = self._loss(batch, num_step_tokens)
-            statistics.add(loss)
-            return loss.loss
-
-        local_loss = trainer.accumulate(self._train_batches(groups), loss_of)
-        learning_rate = warmup_then_constant(
-            step, self.config.grpo.learning_rate, self.config.grpo.warmup_steps
-        )
-        loss, grad_norm = trainer.apply(local_loss, learning_rate)
-        metrics = {names.LOSS: loss, names.GRAD_NORM: grad_norm, names.LEARNING_RATE: learning_rate}
-        metrics |= statistics.reduced(trainer.engine, num_step_tokens)
+        trainer.step = step
+        metrics = mean_of_updates(updates) | timings | {names.LEARNING_RATE: learning_rate}
         metrics |= group_metrics(trainer.engine, groups, step - 1, time.perf_counter() - started)
         return StepResult(step=step, weight_version=self.weight_version, metrics=metrics)
 
@@ -133,55 +136,62 @@ class LearnerRank:
         """Go on from a checkpoint of the same number of ranks. Raises CheckpointError."""
         self._trainer.load_checkpoint(Path(folder))
 
-    def _refuse_foreign_versions(self, groups: Sequence[RolloutGroup]) -> None:
+    def _refuse_unfit(self, groups: Sequence[RolloutGroup]) -> None:
         grpo = self.config.grpo
-        problem = version_problem(groups, self.weight_version, grpo.max_policy_lag + grpo.sync_every - 1)
-        if self._trainer.most(int(problem is not None)):
-            raise PolicyLagError(problem or "another rank was given a group it must refuse")
+        lag = version_problem(groups, self.weight_version, grpo.max_policy_lag + grpo.sync_every - 1)
+        damage = completion_problem(groups)
+        has_lag, has_damage = self._trainer.engine.all_reduce([bool(lag), bool(damage)], largest=True)
+        if has_lag:
+            raise PolicyLagError(lag or "another rank was given a group it must refuse")
+        if has_damage:
+            raise LearnerError(damage or "another rank was given a completion that is damaged")
 
-    def _train_batches(self, groups: Sequence[ScoredGroup]) -> Iterator[TrainBatch]:
-        """This rank's microbatches, then fillers up to the number that the busiest rank has."""
-        trained = [scored for scored in groups if _num_tokens(scored.group)]
-        sizes = [len(scored.group.prompt_token_ids) + _num_tokens(scored.group) for scored in trained]
-        microbatches = in_microbatches(sizes, self.config.learner.max_tokens_per_microbatch)
-        num_fillers = self._trainer.most(len(microbatches)) - len(microbatches)
+    def _minibatches(self, own: Sequence[TrainGroup], step: int) -> Iterator[list[TrainGroup]]:
+        """This rank's groups of each optimizer step of a step."""
+        grpo, rank = self.config.grpo, self._trainer.rank
+        dealt = dealt_groups(self._trainer.from_ranks(len(own)))
+        for epoch in range(grpo.epochs):
+            seed = (self.config.seed % 2**32, step, epoch)
+            for numbers in shuffled_minibatches(len(dealt), grpo.minibatches, seed):
+                places = [dealt[number] for number in numbers]
+                yield [own[place] for owner, place in places if owner == rank]
 
-        def read(indices: list[int]) -> TrainBatch:
-            return self._train_batch([trained[index] for index in indices])
-
-        yield from prepared_ahead(microbatches, read)
-        for _ in range(num_fillers):
-            tokens = self._trainer.filler_batch()
-            zeros_T = torch.zeros_like(tokens.loss_mask_T)
-            yield TrainBatch(tokens=tokens, rollout_logprobs_T=zeros_T, advantages_T=zeros_T)
-
-    def _train_batch(self, groups: list[ScoredGroup]) -> TrainBatch:
-        reader = self._trainer.reader
-        answers = [
-            (completion, advantage)
-            for scored in groups
-            for completion, advantage in zip(scored.group.completions, scored.advantages, strict=True)
-        ]
-        return TrainBatch(
-            tokens=self._trainer.token_batch([reader.rollout_row(scored.group) for scored in groups]),
-            rollout_logprobs_T=torch.tensor(
-                [logprob for answer, _ in answers for logprob in answer.rollout_logprobs]
-            ),
-            advantages_T=torch.tensor([float(value) for answer, value in answers for _ in answer.token_ids]),
+    def _update(self, groups: Sequence[TrainGroup], learning_rate: float) -> dict[str, float] | None:
+        """One optimizer step on a minibatch. None, and no step, where no rank has a token of it."""
+        trainer = self._trainer
+        num_tokens, num_completions = trainer.totals(
+            sum(group.num_completion_tokens for group in groups),
+            sum(len(group.scored.group.completions) for group in groups),
         )
+        if not num_tokens:
+            return None
+        divisor = step_normaliser(self._settings, num_tokens, num_completions)
+        statistics = LossStatistics()
 
-    def _loss(self, batch: TrainBatch, num_step_tokens: int) -> GrpoLoss:
+        def loss_of(batch: TrainBatch) -> Tensor:
+            loss = grpo_loss(self._settings, self._loss_inputs(batch), divisor)
+            statistics.add(loss)
+            return loss.loss
+
+        local_loss = trainer.accumulate(group_batches(trainer, groups), loss_of)
+        loss, grad_norm = trainer.apply(local_loss, learning_rate)
+        return {
+            names.LOSS: loss,
+            names.GRAD_NORM: grad_norm,
+            **statistics.reduced(trainer.engine, num_tokens, divisor),
+        }
+
+    def _loss_inputs(self, batch: TrainBatch) -> LossInputs:
         policy_logprobs_T, entropy_T = self._trainer.engine.forward(batch.tokens)
-        return grpo_loss(
+        return LossInputs(
             policy_logprobs_T=policy_logprobs_T,
             rollout_logprobs_T=batch.rollout_logprobs_T,
             advantages_T=batch.advantages_T,
             entropy_T=entropy_T,
             loss_mask_T=batch.tokens.loss_mask_T,
-            num_step_tokens=num_step_tokens,
-            clip_low=self.config.grpo.clip_low,
-            clip_high=self.config.grpo.clip_high,
-            kl_coef=self.config.grpo.kl_coef,
+            sequence_T=batch.tokens.sequence_T,
+            num_sequences=batch.tokens.num_sequences,
+            old_logprobs_T=batch.old_logprobs_T,
             ref_logprobs_T=self._reference_logprobs(batch.tokens),
         )
 
@@ -191,31 +201,3 @@ class LearnerRank:
         with torch.no_grad():
             ref_logprobs_T, _ = self._reference(tokens)
         return ref_logprobs_T
-
-
-def version_problem(groups: Sequence[RolloutGroup], now: WeightVersion, max_lag: int) -> str | None:
-    """Why these groups must not train the policy `now`; None when they may.
-
-    Every token must be of this attempt, not newer than `now`, and at most `max_lag` versions older.
-    """
-    for group in groups:
-        for version in {span.version for answer in group.completions for span in answer.weight_versions}:
-            lag = now.step - version.step
-            if version.attempt != now.attempt:
-                expected = f"attempt {now.attempt}: the learner was restarted since"
-            elif lag < 0:
-                expected = f"step {now.step} or older: this version does not exist yet"
-            elif lag > max_lag:
-                bound = f"grpo.max_policy_lag + grpo.sync_every - 1 = {max_lag}"
-                expected = f"step {now.step - max_lag} or newer ({bound})"
-            else:
-                continue
-            return (
-                f"ticket {group.ticket} (query {group.query.query_id}, engine {group.engine_id}) has tokens "
-                f"of version {version}; expected {expected}"
-            )
-    return None
-
-
-def _num_tokens(group: RolloutGroup) -> int:
-    return sum(len(completion.token_ids) for completion in group.completions)

@@ -15,7 +15,7 @@ from alphadrive.config import Config
 from alphadrive.types import StepResult, WeightsFile, WeightVersion
 from learner.batch import TokenBatch
 from learner.losses import sft_loss
-from learner.rows import SftTarget, check_reasoning, in_microbatches, prepared_ahead
+from learner.rows import SftTarget, check_reasoning
 from learner.schedule import warmup_then_cosine
 from learner.trainer import Trainer
 
@@ -76,6 +76,7 @@ class SftRank:
         local_loss = trainer.accumulate(self._batches(targets), loss_of)
         learning_rate = warmup_then_cosine(step, sft.learning_rate, sft.steps, sft.warmup_ratio)
         loss, grad_norm = trainer.apply(local_loss, learning_rate)
+        trainer.step = step
         seconds = trainer.engine.all_reduce([time.perf_counter() - started], largest=True)[0]
         entropy_sum = trainer.engine.all_reduce([float(sum(entropies))])[0]
         metrics = {
@@ -90,18 +91,12 @@ class SftRank:
         return StepResult(step=step, weight_version=self.weight_version, metrics=metrics)
 
     def _batches(self, targets: Sequence[SftTarget]) -> Iterator[TokenBatch]:
-        """This rank's microbatches, then fillers up to the number that the busiest rank has."""
         trainer = self._trainer
-        sizes = [target.num_tokens for target in targets]
-        microbatches = in_microbatches(sizes, self.config.learner.max_tokens_per_microbatch)
-        num_fillers = trainer.most(len(microbatches)) - len(microbatches)
 
         def read(indices: list[int]) -> TokenBatch:
             return trainer.token_batch([trainer.reader.target_row(targets[index]) for index in indices])
 
-        yield from prepared_ahead(microbatches, read)
-        for _ in range(num_fillers):
-            yield trainer.filler_batch()
+        return trainer.microbatches([target.num_tokens for target in targets], read, lambda filler: filler)
 
     def export_weights(self, path: Path) -> WeightsFile | None:
         """Write the weights as one safetensors file; rank 0 returns what it wrote, the others None."""

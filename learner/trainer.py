@@ -6,7 +6,7 @@ Knows microbatches and a function that makes a loss of each; knows nothing about
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -22,7 +22,7 @@ from learner.batch import TokenBatch, TokenRow, build_token_batch
 from learner.engine import TrainingEngine, join_process_group
 from learner.export import collect_weights, write_model_folder, write_weights
 from learner.policy import Policy
-from learner.rows import RowReader
+from learner.rows import RowReader, in_microbatches, prepared_ahead
 
 logger = logging.getLogger(__name__)
 
@@ -80,13 +80,43 @@ class Trainer:
         """A batch for a rank without rows of its own; none of its tokens counts."""
         return self.token_batch([self.reader.filler_row()]).as_filler()
 
+    def microbatches(
+        self,
+        sizes: Sequence[int],
+        read: Callable[[list[int]], Batch],
+        filler: Callable[[TokenBatch], Batch],
+    ) -> Iterator[Batch]:
+        """This rank's rows of these sizes (tokens) as microbatches, then fillers up to the number that the
+        busiest rank has.
+
+        `read` makes a microbatch of rows, in the reader thread; `filler` one of a batch whose tokens do not
+        count.
+        """
+        microbatches = in_microbatches(sizes, self.config.learner.max_tokens_per_microbatch)
+        num_fillers = self.most(len(microbatches)) - len(microbatches)
+        yield from prepared_ahead(microbatches, read)
+        for _ in range(num_fillers):
+            yield filler(self.filler_batch())
+
     def most(self, count: int) -> int:
         """The largest of a count over the ranks."""
         return int(self.engine.all_reduce([float(count)], largest=True)[0])
 
     def total(self, count: int) -> int:
         """The sum of a count over the ranks."""
-        return int(self.engine.all_reduce([float(count)])[0])
+        return self.totals(count)[0]
+
+    def totals(self, *counts: int) -> list[int]:
+        """The sum of each count over the ranks."""
+        return [int(total) for total in self.engine.all_reduce([float(count) for count in counts])]
+
+    def from_ranks(self, count: int) -> list[int]:
+        """The count of every rank, in their order."""
+        return self.totals(*(count if rank == self.rank else 0 for rank in range(self.world_size)))
+
+    def slowest(self, seconds: float) -> float:
+        """The largest time of the ranks."""
+        return self.engine.all_reduce([seconds], largest=True)[0]
 
     def accumulate(self, microbatches: Iterable[Batch], loss_of: Callable[[Batch], Tensor]) -> float:
         """Forward and backward of this rank's microbatches. Gives this rank's share of the loss.
@@ -103,8 +133,8 @@ class Trainer:
     def apply(self, local_loss: float, learning_rate: float) -> tuple[float, float]:
         """One optimizer step. Gives the loss over all ranks and the gradient norm before clipping.
 
-        Raises NonFiniteError on every rank, with the weights untouched, when the loss or the gradient is
-        not finite on any of them.
+        `step` is counted by the caller, whose steps may be several of the optimizer's. Raises NonFiniteError
+        on every rank, with the weights untouched, when the loss or the gradient is not finite on any of them.
         """
         loss = self.engine.all_reduce([local_loss])[0]
         if not np.isfinite(loss):
@@ -113,9 +143,7 @@ class Trainer:
                 f"step {self.step + 1}: the loss is {loss}; the weights were not updated: look for a "
                 "learning rate too high or a damaged batch"
             )
-        grad_norm = self.engine.step(learning_rate)
-        self.step += 1
-        return loss, grad_norm
+        return loss, self.engine.step(learning_rate)
 
     def export_weights(self, path: Path, version: WeightVersion) -> WeightsFile | None:
         """Write the weights for the engines; rank 0 returns what it wrote, the others None."""

@@ -10,7 +10,8 @@ Golden numbers, rewards [0.2, 0.5, 0.5, 0.8] (mean 0.5, std 0.244949):
     dr_grpo     [-0.3, 0, 0, 0.3]
 
 `std` is the sample standard deviation (divided by G - 1), as in TRL, verl and the authors' released code;
-numpy's default, the population's, would give 1.413547 there. With G = 2 `grpo` gives +-0.7071 whatever the gap.
+numpy's default, the population's, would give 1.413547 there. With G = 2 `grpo` gives +-0.7071 whatever the
+gap.
 """
 
 import math

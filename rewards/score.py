@@ -23,13 +23,18 @@ from rewards.strict import strict_terms
 
 
 def score_group(
-    group: RolloutGroup, variant: str = "strict", seed: int = 0, further: Sequence[FurtherTerm] = ()
+    group: RolloutGroup,
+    variant: str = "strict",
+    seed: int = 0,
+    further: Sequence[FurtherTerm] = (),
+    estimator: str = "grpo",
 ) -> ScoredGroup:
     """Give every completion of a group its reward terms and its advantage.
 
     `variant` names the module that makes the first terms: `strict`, `paper` and `released` make `speed`,
     `path` and `format`, `random` makes `random`, which depends on `seed`, query id, ticket and place in
     the group alone. `released` knows one true plan, the recorded one. The total is the sum of all terms.
+    `estimator` is that of `rewards.advantage`.
 
     Raises RewardError if the query's acceptable plans cannot be read, the group is empty or a further
     term fails, ConfigError for an unknown variant.
@@ -47,7 +52,7 @@ def score_group(
         noise_key=f"{seed}/{query.query_id}/{group.ticket}",
         further=further,
     )
-    advantages = group_advantages([reward.total for reward in rewards])
+    advantages = group_advantages([reward.total for reward in rewards], estimator)
     return ScoredGroup(group=group, rewards=rewards, advantages=advantages)
 
 

@@ -16,7 +16,10 @@ def header(ticket):
         weight_version=WeightVersion(0, 0),
         reward_mean=0.0,
         reward_std=1.0,
+        reward_min=0.0,
+        reward_max=1.0,
         term_means={},
+        term_stds={},
         num_tokens=1,
         scored=None,
     )

@@ -67,7 +67,10 @@ class FakeWorld:
             weight_version=oldest,
             reward_mean=1.0,
             reward_std=spread,
+            reward_min=0.0,
+            reward_max=1.0,
             term_means={},
+            term_stds={},
             num_tokens=10,
             scored=(ticket, query.row),
         )

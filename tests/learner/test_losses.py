@@ -1,30 +1,26 @@
-"""The maths of the update against numbers worked out by hand, and what must not change it."""
+"""The maths of single tokens and completions against numbers worked out by hand."""
 
 import math
 
 import pytest
 import torch
 
-from learner.losses import MAX_LOG_RATIO, clipped_policy_loss, grpo_loss, k3_kl, log_ratio, sft_loss
+from alphadrive.errors import ConfigError
+from learner.importance import is_trusted, mismatch_ratio, truncated
+from learner.losses import (
+    MAX_LOG_RATIO,
+    cispo_loss,
+    clipped_policy_loss,
+    dual_clipped_loss,
+    gspo_ratio,
+    kl_estimate,
+    log_ratio,
+    sequence_sums,
+    sft_loss,
+)
 from learner.schedule import warmup_then_constant, warmup_then_cosine
 
 LOG2 = math.log(2.0)
-
-
-def loss_of(policy, rollout, advantages, *, num_step_tokens=None, mask=None, ref=None, **options):
-    policy = torch.tensor(policy, dtype=torch.float64, requires_grad=True)
-    result = grpo_loss(
-        policy_logprobs_T=policy,
-        rollout_logprobs_T=torch.tensor(rollout, dtype=torch.float64),
-        advantages_T=torch.tensor(advantages, dtype=torch.float64),
-        entropy_T=torch.zeros(len(rollout)),
-        loss_mask_T=torch.ones(len(rollout)) if mask is None else torch.tensor(mask),
-        num_step_tokens=num_step_tokens or len(rollout),
-        ref_logprobs_T=None if ref is None else torch.tensor(ref, dtype=torch.float64),
-        **{"clip_low": 0.2, "clip_high": 0.28} | options,
-    )
-    result.loss.backward()
-    return result, policy.grad
 
 
 def test_clipping_has_its_own_bound_on_each_side() -> None:
@@ -35,62 +31,109 @@ def test_clipping_has_its_own_bound_on_each_side() -> None:
     assert is_clipped_T.tolist() == [True, False, False, True, False]
 
 
-def test_golden_step() -> None:
-    # ratios 2, 1/2, 1 with advantages 1, -1, 3: clipped at 1.28, clipped at 0.8, on-policy
-    result, gradient = loss_of([-1.0 + LOG2, -2.0 - LOG2, -1.0], [-1.0, -2.0, -1.0], [1.0, -1.0, 3.0])
-    assert result.loss.item() == pytest.approx((-1.28 + 0.8 - 3.0) / 3)
-    assert gradient.tolist() == pytest.approx([0.0, 0.0, -1.0])
-    assert result.sums["pg_clipfrac"].item() == 2
-    assert result.sums["ppo_kl"].item() == pytest.approx(0.0)
-    assert result.maxima["rollout_probs_diff"].item() == pytest.approx(math.exp(-1.0))
+def test_dual_clipping_bounds_the_loss_of_negative_advantages_alone() -> None:
+    loss_T = torch.tensor([10.0, 2.0, 10.0, -10.0], requires_grad=True)
+    bounded_T, is_bounded_T = dual_clipped_loss(loss_T, torch.tensor([-1.0, -1.0, -4.0, 1.0]), 3.0)
+    assert bounded_T.tolist() == [3.0, 2.0, 10.0, -10.0]
+    assert is_bounded_T.tolist() == [True, False, False, False]
+    bounded_T.sum().backward()
+    assert loss_T.grad is not None and loss_T.grad.tolist() == [0.0, 1.0, 1.0, 1.0]
 
 
-def test_on_policy_gradient_is_minus_the_advantage_per_token() -> None:
-    _, gradient = loss_of([-1.0, -2.0], [-1.0, -2.0], [0.5, -2.0])
-    assert gradient.tolist() == pytest.approx([-0.25, 1.0])
+def test_gspo_gives_every_token_the_geometric_mean_and_its_own_gradient() -> None:
+    policy_T = torch.tensor([-1.0, -1.0, -3.0], requires_grad=True)
+    log_ratio_T = torch.tensor([LOG2, 3 * LOG2, -LOG2])
+    ratio_T = gspo_ratio(policy_T, log_ratio_T, torch.ones(3), torch.tensor([0, 0, 2]), 3)
+    assert ratio_T.tolist() == pytest.approx([4.0, 4.0, 0.5])
+    (ratio_T * torch.tensor([1.0, 10.0, 100.0])).sum().backward()
+    assert policy_T.grad is not None and policy_T.grad.tolist() == pytest.approx([4.0, 40.0, 50.0])
 
 
-def test_k3_golden_and_never_negative() -> None:
-    kl_T = k3_kl(torch.tensor([-1.0, -1.0, -1.0]), torch.tensor([-1.0, -1.0 + LOG2, -1.0 - LOG2]))
-    assert kl_T.tolist() == pytest.approx([0.0, 1.0 - LOG2, LOG2 - 0.5])
+def test_cispo_clips_the_weight_and_keeps_the_gradient() -> None:
+    policy_T = torch.tensor([-2.0, -2.0], requires_grad=True)
+    loss_T, is_clipped_T = cispo_loss(policy_T, torch.tensor([8.0, 0.1]), torch.tensor([0.5, -1.0]), 1.0, 4.0)
+    assert loss_T.tolist() == pytest.approx([5.0, -0.2])
+    assert is_clipped_T.tolist() == [True, False]
+    loss_T.sum().backward()
+    assert policy_T.grad is not None and policy_T.grad.tolist() == pytest.approx([-2.5, 0.1])
 
 
-def test_kl_is_added_with_its_coefficient() -> None:
-    result, _ = loss_of([-1.0], [-1.0], [0.0], kl_coef=0.1, ref=[-1.0 + LOG2])
-    assert result.loss.item() == pytest.approx(0.1 * (1.0 - LOG2))
-    assert result.sums["kl_loss"].item() == pytest.approx(1.0 - LOG2)
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [
+        ("k1", [0.0, -LOG2, LOG2]),
+        ("k2", [0.0, LOG2**2 / 2, LOG2**2 / 2]),
+        ("k3", [0.0, 1.0 - LOG2, LOG2 - 0.5]),
+    ],
+)
+def test_kl_golden(estimator: str, expected: list[float]) -> None:
+    ref_T = torch.tensor([-1.0, -1.0 + LOG2, -1.0 - LOG2])
+    assert kl_estimate(torch.tensor([-1.0] * 3), ref_T, estimator).tolist() == pytest.approx(expected)
 
 
-def test_k3_is_unbiased_for_samples_of_the_policy() -> None:
-    policy, ref = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.5, 0.25, 0.25])
-    estimate = (policy * k3_kl(policy.log(), ref.log())).sum()
-    assert estimate.item() == pytest.approx((policy * (policy / ref).log()).sum().item(), rel=1e-5)
+POLICY, REF = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.5, 0.25, 0.25])
 
 
-@pytest.mark.parametrize("cut", [1, 2, 4])
-def test_cutting_a_step_into_microbatches_changes_nothing(cut: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    policy, rollout, advantages = torch.randn(3, 5, generator=generator).tolist()
-    whole, whole_gradient = loss_of(policy, rollout, advantages)
-    parts = [
-        loss_of(policy[part], rollout[part], advantages[part], num_step_tokens=5)
-        for part in (slice(0, cut), slice(cut, 5))
-    ]
-    assert sum(part.loss.item() for part, _ in parts) == pytest.approx(whole.loss.item())
-    assert torch.cat([gradient for _, gradient in parts]).tolist() == pytest.approx(whole_gradient.tolist())
+def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    return (p * (p / q).log()).sum()
 
 
-def test_masked_tokens_count_for_nothing() -> None:
-    result, gradient = loss_of([-1.0, -9.0], [-1.0, -2.0], [1.0, 5.0], mask=[1.0, 0.0], num_step_tokens=1)
-    assert result.loss.item() == pytest.approx(-1.0)
-    assert gradient.tolist() == pytest.approx([-1.0, 0.0])
-    assert result.maxima["rollout_probs_diff"].item() == 0
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_k1_and_k3_are_unbiased_for_samples_of_the_policy(estimator: str) -> None:
+    estimate = (POLICY * kl_estimate(POLICY.log(), REF.log(), estimator)).sum()
+    assert estimate.item() == pytest.approx(kl(POLICY, REF).item(), rel=1e-5)
+
+
+def test_expected_gradients_are_as_documented() -> None:
+    """Of log-softmax policies: k1 none, k2 the KL's, k3 that of the other direction."""
+    logits = POLICY.log().requires_grad_()
+
+    def gradient(value: torch.Tensor) -> list[float]:
+        return torch.autograd.grad(value, logits)[0].tolist()
+
+    def of_estimate(estimator: str) -> list[float]:
+        return gradient((POLICY * kl_estimate(logits.log_softmax(0), REF.log(), estimator)).sum())
+
+    assert of_estimate("k1") == pytest.approx([0.0] * 3, abs=1e-6)
+    assert of_estimate("k2") == pytest.approx(gradient(kl(logits.softmax(0), REF)), abs=1e-6)
+    assert of_estimate("k3") == pytest.approx(gradient(kl(REF, logits.softmax(0))), abs=1e-6)
+
+
+def test_an_unknown_estimator_or_level_is_an_error() -> None:
+    one_T = torch.ones(1)
+    with pytest.raises(ConfigError, match="kl_estimator='k4'"):
+        kl_estimate(one_T, one_T, "k4")
+    with pytest.raises(ConfigError, match="importance_level='word'"):
+        mismatch_ratio(one_T, one_T, torch.zeros(1, dtype=torch.int64), 1, "word")
+
+
+def test_sums_by_completion_keep_a_place_for_empty_ones() -> None:
+    sums_S = sequence_sums(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 0, 2]), 4)
+    assert sums_S.tolist() == [3.0, 0.0, 4.0, 0.0]
+
+
+def test_the_mismatch_of_a_completion_is_the_product_over_its_tokens() -> None:
+    log_ratio_T = torch.tensor([2.0, 3.0, 0.5, 7.0]).log()
+    mask_T, sequence_T = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([0, 0, 1, 1])
+    by_token_T = mismatch_ratio(log_ratio_T, mask_T, sequence_T, 2, "token")
+    by_completion_T = mismatch_ratio(log_ratio_T, mask_T, sequence_T, 2, "sequence")
+    assert by_token_T.tolist() == pytest.approx([2.0, 3.0, 0.5, 7.0])
+    assert by_completion_T.tolist() == pytest.approx([6.0, 6.0, 0.5, 0.5])
+
+
+def test_truncation_cuts_above_and_a_mask_on_both_sides() -> None:
+    ratio_T = torch.tensor([0.4, 0.5, 1.0, 5.0, 5.1])
+    assert truncated(ratio_T, 2.0).tolist() == pytest.approx([0.4, 0.5, 1.0, 2.0, 2.0])
+    assert truncated(ratio_T, None) is ratio_T
+    assert is_trusted(ratio_T, (0.5, 5.0)).tolist() == [False, True, True, True, False]
+    assert is_trusted(ratio_T, None).all()
 
 
 def test_a_hopeless_ratio_stays_finite() -> None:
     assert log_ratio(torch.tensor([0.0]), torch.tensor([-1e6])).item() == MAX_LOG_RATIO
-    result, _ = loss_of([0.0], [-1e6], [-1.0])
-    assert math.isfinite(result.loss.item())
+    long_T = torch.full((100,), 19.0)
+    zeros_T = torch.zeros(100, dtype=torch.int64)
+    assert mismatch_ratio(long_T, torch.ones(100), zeros_T, 1, "sequence").isfinite().all()
 
 
 def test_sft_loss_is_a_mean_over_the_tokens_of_the_step() -> None:

@@ -1,6 +1,7 @@
 """Reading rows: what SFT teaches, what is refused, and the order things come in."""
 
 import dataclasses
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from alphadrive.data.parquet import DrivingDataset
 from alphadrive.errors import DataError, LearnerError
 from alphadrive.processing import PromptProcessor, resolve_model
 from alphadrive.types import Completion, RolloutGroup, VersionSpan, WeightVersion
-from learner.rank import version_problem
+from learner.admission import completion_problem, version_problem
 from learner.rows import AHEAD, RowReader, check_reasoning, in_microbatches, prepared_ahead, target_text
 
 WriteDataset = Callable[..., Path]
@@ -98,6 +99,31 @@ def test_versions_outside_the_window_are_refused(
 ) -> None:
     problem = version_problem([rollout_group(reader)], WeightVersion.parse(now), max_lag)
     assert problem is None if words is None else words in str(problem) and "ticket 7" in str(problem)
+
+
+def damaged(group: RolloutGroup, **changes: object) -> str | None:
+    """What is said of the group when its second completion is changed."""
+    first, second = group.completions
+    completions = (first, dataclasses.replace(second, **changes))
+    return completion_problem([group, dataclasses.replace(group, completions=completions)])
+
+
+def test_a_completion_that_is_not_whole_is_named(reader: RowReader) -> None:
+    group = rollout_group(reader)
+    where = "ticket 7 (query query-0, engine engine-0): completion 1 has "
+    assert completion_problem([group]) is None
+    assert str(damaged(group, rollout_logprobs=(-1.0,))).startswith(where + "2 tokens, 1 log-probabilities")
+    assert str(damaged(group, rollout_logprobs=(-1.0, math.nan))).startswith(
+        where + "log-probabilities (-1.0, nan)"
+    )
+    assert "0 spans of weight versions" in str(damaged(group, weight_versions=()))
+
+
+@pytest.mark.parametrize("tokens", [(), (5,)])
+def test_completions_of_no_token_or_one_are_whole(reader: RowReader, tokens: tuple[int, ...]) -> None:
+    group = rollout_group(reader, tokens=tokens)
+    assert completion_problem([group]) is None
+    assert [len(completion) for completion in reader.rollout_row(group).completions] == [len(tokens)] * 2
 
 
 def test_microbatches_keep_the_order_and_the_budget() -> None:
