@@ -89,7 +89,7 @@ def group_metrics(
     lows = [-min(each, default=math.inf) for each in values.values()]
     highs = [max(each, default=-math.inf) for each in values.values()]
     *extremes, slowest = engine.all_reduce([*lows, *highs, seconds], largest=True)
-    low = dict(zip(values, (-value for value in extremes), strict=False))
+    low = dict(zip(values, (0.0 - value for value in extremes), strict=False))
     high = dict(zip(values, extremes[len(values) :], strict=True))
     num_tokens = total["prompt"] + total["length"]
     return {

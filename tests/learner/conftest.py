@@ -1,9 +1,11 @@
 """A random Qwen2-VL of the smallest useful size and rows for it (torch only), and a small dataset."""
 
 import io
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from alphadrive.data.parquet import write_records
 from alphadrive.data.records import DrivingRecord, ImageRecord
 from learner.batch import TokenRow
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 VOCAB_SIZE = 64
 IMAGE, VIDEO, VISION_START, VISION_END, PAD = 59, 60, 61, 62, 63
@@ -112,3 +116,23 @@ def write_tiny_dataset() -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the scenarios of `scenarios.py` write, each into a folder of its name."""
+    return tmp_path_factory.mktemp("learner")
+
+
+@pytest.fixture(scope="session")
+def dataset(folder: Path, write_tiny_dataset: Callable[..., Path]) -> Path:
+    """What they train on."""
+    return write_tiny_dataset(folder / "train")
+
+
+@pytest.fixture(scope="session")
+def outcomes(folder: Path, dataset: Path) -> dict[str, list[list[Any]]]:
+    """What the calls of every scenario returned, by scenario and rank."""
+    import scenarios
+
+    return scenarios.run_all(folder, dataset)

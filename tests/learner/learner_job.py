@@ -59,6 +59,15 @@ def make_groups(
     return groups
 
 
+def hollowed(scored: ScoredGroup, num_hollow: int) -> ScoredGroup:
+    """The group with no token in its first completions."""
+    completions = tuple(
+        replace(completion, token_ids=(), rollout_logprobs=()) if index < num_hollow else completion
+        for index, completion in enumerate(scored.group.completions)
+    )
+    return replace(scored, group=replace(scored.group, completions=completions))
+
+
 def scenario_config(scenario: dict[str, Any]) -> Config:
     config = Config()
     for key, value in scenario["config"].items():
@@ -86,6 +95,11 @@ def run_call(learner: Any, call: str, argument: Any, rank: int, world_size: int,
     if call == "optimizer_dtypes":
         groups_of_parameters = learner._trainer.engine._engine.optimizer.param_groups
         return sorted({str(each.dtype) for group in groups_of_parameters for each in group["params"]})
+    if call == "flat_step":
+        return learner.step([replace(each, advantages=(0.0,) * 3) for each in groups(*argument)]).metrics
+    if call == "hollow_step":
+        step, number, num_hollow = argument
+        return learner.step([hollowed(each, num_hollow) for each in groups(step, number)]).metrics
     if call == "poisoned_loss":
         damaged = [replace(each, advantages=(float("nan"),) * 3) for each in groups(*argument)]
         return learner.step(damaged).metrics

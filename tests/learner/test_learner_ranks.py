@@ -1,94 +1,19 @@
-"""Whole updates through DeepSpeed, in processes of their own, against plain torch.
-
-Starting DeepSpeed takes longer than any scenario here, so that all of one number of ranks share their
-processes: `SCENARIOS` lists them, `outcomes` runs them, the tests look at what came out.
-"""
+"""Whole updates through DeepSpeed, in processes of their own, against plain torch."""
 
 import importlib.util
-import json
-import os
-import socket
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from scenarios import ALL_ROWS, JOB, LEARNING_RATE, MAX_PIXELS, ONE_ROW, Calls, Outcomes, saved_name, scenario
 
 from alphadrive.processing import PromptProcessor, resolve_model
 from alphadrive.weights import file_sha256
 
 pytestmark = pytest.mark.e2e
-
-ROOT = Path(__file__).resolve().parents[2]
-JOB = Path(__file__).with_name("learner_job.py")
-LEARNING_RATE = 1e-3
-MAX_PIXELS = 28 * 28 * 8
-ALL_ROWS = list(range(6))
-ONE_ROW = 200
-"""A token budget that holds one of the groups or samples made here, but not two."""
-Calls = tuple[tuple[str, Any], ...]
-Outcomes = dict[str, list[list[Any]]]
-
-SCENARIOS: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
-
-
-def scenario(
-    name: str, *calls: tuple[str, Any], ranks: int = 1, stage: str = "grpo", attempt: int = 0, **options: Any
-) -> str:
-    """Add a scenario; gives its name. Options are configuration keys, `__` for the dot."""
-    config = {
-        "model.max_pixels": MAX_PIXELS,
-        "grpo.learning_rate": LEARNING_RATE,
-        "sft.learning_rate": LEARNING_RATE,
-        "sft.steps": 1000,
-        "sft.warmup_ratio": 0.0,
-    } | {key.replace("__", "."): value for key, value in options.items()}
-    SCENARIOS[ranks].append(dict(name=name, calls=calls, stage=stage, attempt=attempt, config=config))
-    return name
-
-
-def run_scenarios(ranks: int, folder: Path, dataset: Path) -> Outcomes:
-    """Run every scenario of a number of ranks; gives the results of their calls, by rank."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    job = dict(world_size=ranks, port=port, model=str(resolve_model("tiny")), dataset=str(dataset))
-    path = folder / f"job{ranks}.json"
-    path.write_text(json.dumps(job | dict(folder=str(folder), scenarios=SCENARIOS[ranks])))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen([sys.executable, JOB, path, str(rank)], env=environment, stderr=subprocess.PIPE)
-        for rank in range(ranks)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=600)
-            assert process.returncode == 0, errors.decode()[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
-    by_rank = [json.loads(Path(f"{path}.rank{rank}").read_text()) for rank in range(ranks)]
-    return {each["name"]: [results[each["name"]] for results in by_rank] for each in SCENARIOS[ranks]}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("learner")
-
-
-@pytest.fixture(scope="module")
-def dataset(folder: Path, write_tiny_dataset) -> Path:
-    return write_tiny_dataset(folder / "train")
-
-
-@pytest.fixture(scope="module")
-def outcomes(folder: Path, dataset: Path) -> Outcomes:
-    return run_scenarios(1, folder, dataset) | run_scenarios(2, folder, dataset)
 
 
 def job_module() -> ModuleType:
@@ -139,10 +64,6 @@ def reference(dataset: Path) -> dict[str, torch.Tensor]:
     weights = dict(model.state_dict())
     weights.pop("lm_head.weight")
     return {saved_name(name): tensor for name, tensor in weights.items()}
-
-
-def saved_name(name: str) -> str:
-    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
 
 def shipped_weights() -> dict[str, torch.Tensor]:
