@@ -68,6 +68,9 @@ class Learner(Protocol):
     def version(self) -> WeightVersion:
         """The version of the policy as it is now."""
 
+    def expect(self, header: GroupHeader, row: int) -> None:
+        """A group that will be trained on, and the dataset row of its query: its image may be read now."""
+
     async def step(self, scored: Sequence[object]) -> StepResult:
         """One optimizer step on the groups behind the references."""
 
@@ -162,6 +165,7 @@ async def _roll_out(parts: Parts, schedule: Schedule) -> None:
             parts.recorder.scored(header)
             if header.has_signal or not schedule.skips_flat_groups:
                 buffer.put(header)
+                parts.learner.expect(header, query.row)
             else:
                 queries.settle(ticket, Outcome.SKIPPED)
                 buffer.void(ticket)

@@ -1,6 +1,6 @@
 """Values by dataset row within a byte budget: the least recently used ones make room.
 
-Holds fitted images (`learner.images`) and vision features (`learner.vision`). Safe to use from several threads.
+Holds fitted images (`learner.images`) and vision features (`learner.vision`).
 """
 
 import threading
@@ -20,7 +20,8 @@ Value = TypeVar("Value", bound=Sized)
 
 
 class ByteCache(Generic[Value]):
-    """At most `budget_bytes` of values; one that is larger than that is not kept."""
+    """At most `budget_bytes` of values; one that is larger than that is not kept. Safe to use from several
+    threads."""
 
     def __init__(self, budget_bytes: int) -> None:
         self.num_bytes = 0

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from alphadrive.data.parquet import DrivingDataset
 from alphadrive.errors import DataError
@@ -74,8 +73,9 @@ class FittedImages:
                     self._kept.put(row, future.result())
         self.expect(rows)
 
-    def fitted(self, row: int) -> Image.Image:
-        """The image of a row at its final size. Raises DataError naming file, row and query."""
+    def fitted(self, row: int) -> NDArray[np.uint8]:
+        """The image of a row at its final size, (height, width, 3). Raises DataError naming file, row and
+        query."""
         with self._lock:
             image, future = self._kept.get(row), self._waiting.pop(row, None)
             self._make_room()
@@ -88,7 +88,7 @@ class FittedImages:
             self.num_decoded += not image.was_used
             image.was_used = True
             self._kept.put(row, image)
-        return Image.fromarray(image.pixels)
+        return image.pixels
 
     def close(self) -> None:
         """End the threads; what is not begun is not decoded any more."""
