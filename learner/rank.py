@@ -64,10 +64,7 @@ class LearnerRank:
         if config.grpo.kl_coef:
             self._reference = self._trainer.load_policy(config.grpo.temperature).requires_grad_(False).eval()
             self._reference.to(self._trainer.device)
-            self._reference.frozen_features = (
-                self._trainer.policy.frozen_features or self._trainer.make_frozen_features()
-            )
-            self._trainer.meter.policies.append(self._reference)
+            self._trainer.keep_features_of_reference(self._reference)
 
     @property
     def weight_version(self) -> WeightVersion:
@@ -145,10 +142,6 @@ class LearnerRank:
     def load_checkpoint(self, folder: Path) -> None:
         """Go on from a checkpoint of the same number of ranks. Raises CheckpointError."""
         self._trainer.load_checkpoint(Path(folder))
-        if self._reference is not None:
-            # The checkpoint's vision tower need not be the one that the run started from.
-            self._reference.frozen_features = self._trainer.make_frozen_features()
-            self._trainer.reader.frozen_features = None
 
     def close(self) -> None:
         """End the background threads."""

@@ -73,8 +73,9 @@ class Trainer:
         self.policy = self.load_policy(temperature)
         if config.learner.freeze_vision:
             self.policy.freeze_vision()
+        self._reference: Policy | None = None
         if self.policy.is_vision_frozen:
-            self.policy.frozen_features = self.reader.frozen_features = self.make_frozen_features()
+            self.policy.frozen_features = self.reader.frozen_features = self._room_for_features()
         self.meter = DataMeter(self.reader.images, [self.policy])
         self.policy.train()
         self.engine = TrainingEngine(self.policy, config.learner, config.model.dtype, self.device)
@@ -86,8 +87,14 @@ class Trainer:
         policy.patch_table = PatchTable.of(processor)
         return policy
 
-    def make_frozen_features(self) -> FrozenFeatures | None:
-        """Room for what a tower that is never trained gives; None where the budget is 0."""
+    def keep_features_of_reference(self, reference: Policy) -> None:
+        """Keep what the tower of a policy that is never trained gives; what the trained policy's gives
+        serves both while that is frozen."""
+        reference.frozen_features = self.policy.frozen_features or self._room_for_features()
+        self.meter.policies.append(reference)
+        self._reference = reference
+
+    def _room_for_features(self) -> FrozenFeatures | None:
         learner = self.config.learner
         agree = learner.zero_stage == 3 and self.world_size > 1
         any_rank = (lambda is_due: bool(self.most(int(is_due)))) if agree else None
@@ -201,6 +208,10 @@ class Trainer:
         self.step = int(self.engine.load(folder)["step"])
         if self.policy.frozen_features is not None:
             self.policy.frozen_features.forget()
+            if self._reference is not None:
+                # The checkpoint's tower need not be the one that the run started from.
+                self._reference.frozen_features = self._room_for_features()
+                self.reader.frozen_features = None
         states = folder / f"random_rank{self.rank}.pt"
         if states.is_file():
             _restore_random_states(torch.load(states, weights_only=True))
