@@ -128,7 +128,7 @@ class DirectLearner:
         self.version = version
         self._rank = rank
 
-    def expect(self, header: GroupHeader, row: int) -> None:
+    def expect(self, place: int, row: int) -> None:
         """Start reading the image of a group that will be trained on."""
         self._rank.expect([row])
 

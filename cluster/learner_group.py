@@ -1,7 +1,6 @@
 """The learner on a cluster: a gang of ranks, one actor each, that do everything together.
 
-    expect(group) ──▶ rank = ticket mod R: reads the image ahead
-    step(groups)  ──▶ as many groups to each rank, to the one that expects it where that can be
+    step(groups) ──▶ rank 0: groups 0, R, 2R ...   rank 1: groups 1, R+1 ...   (object references)
 
 Used by GRPO and SFT. The ranks are placed all or none. If one dies the others cannot go on (they wait for
 it in a collective), so the group raises LearnerError and is closed as a whole. `lock` is held while
@@ -19,9 +18,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from alphadrive.config import Config
 from alphadrive.errors import AlphaDriveError, LearnerError, ResourceError
-from alphadrive.types import GroupHeader, StepResult, WeightsFile, WeightVersion
+from alphadrive.types import StepResult, WeightsFile, WeightVersion
 from cluster.actors import LearnerActor
-from cluster.dealing import dealt_by_wish
 from cluster.placement import Placement
 from cluster.remote import ActorGoneError, fetch, kill
 
@@ -39,7 +37,6 @@ class LearnerGroup:
         self.pids: list[int] = []
         self._ranks = ranks
         self._gang = gang
-        self._expecting: dict[object, int] = {}
 
     @classmethod
     async def start(
@@ -79,18 +76,14 @@ class LearnerGroup:
             raise
         return group
 
-    def expect(self, header: GroupHeader, row: int) -> None:
-        """Have a rank read the image of a group (its query's row) while it waits for its step."""
-        rank = header.ticket % len(self._ranks)
-        self._expecting[header.scored] = rank
-        self._ranks[rank].expect.remote([row])
+    def expect(self, place: int, row: int) -> None:
+        """Have the rank that the group at `place` will be dealt to read its query's image."""
+        self._ranks[place % len(self._ranks)].expect.remote([row])
 
     async def step(self, scored: Sequence[object]) -> StepResult:
-        """One optimizer step on scored groups (references), dealt out evenly to the ranks."""
-        wishes = [self._expecting.pop(reference, None) for reference in scored]
-        shares = dealt_by_wish(scored, wishes, len(self._ranks))
+        """One optimizer step on scored groups (references), dealt out to the ranks in turn."""
         async with self.lock:
-            return await self._step("step", [tuple(share) for share in shares])
+            return await self._step("step", [tuple(share) for share in self._dealt(scored)])
 
     async def sft_step(self, rows: Sequence[int]) -> StepResult:
         """One optimizer step of SFT on rows of the dataset, dealt out to the ranks in turn."""

@@ -65,6 +65,7 @@ class FakeWorld:
         return GroupHeader(
             ticket=ticket,
             query_id=query.query_id,
+            row=query.row,
             weight_version=oldest,
             reward_mean=1.0,
             reward_std=spread,
@@ -76,8 +77,8 @@ class FakeWorld:
             scored=(ticket, query.row),
         )
 
-    def expect(self, header, row):
-        self.expected.append((header.ticket, row))
+    def expect(self, place, row):
+        self.expected.append((place, row))
 
     async def step(self, scored):
         await asyncio.sleep(self.random.random() * 3)
@@ -191,7 +192,7 @@ def test_every_query_of_an_epoch_ends_exactly_once_and_the_last_step_is_short():
     rows = Counter(row for _, row in world.issued)
     assert rows == Counter(range(50))
     assert sum(world.steps) == len(world.trained)
-    assert sorted(world.expected) == sorted(world.trained)
+    assert world.expected == [(place, row) for place, (_, row) in enumerate(world.trained)]
     assert all(size == 4 for size in world.steps[:-1])
     assert world.steps[-1] == (len(world.trained) - 1) % 4 + 1
     (counts,) = queries.counts().values()

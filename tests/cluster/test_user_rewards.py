@@ -47,7 +47,7 @@ class Surroundings:
         engine.version = self.version
         return ray.put(await engine.generate(ticket, query, fake_actors.SAMPLING))
 
-    def expect(self, header, row):
+    def expect(self, place, row):
         pass
 
     async def step(self, scored):

@@ -1,7 +1,6 @@
 """Weight sync and its proof on a real Ray, with a fake learner and fake engines that agree with it or not."""
 
 import asyncio
-from types import SimpleNamespace
 
 import pytest
 
@@ -122,12 +121,13 @@ def test_groups_are_dealt_out_to_the_ranks(small_ray, tmp_path, monkeypatch):
 
     async def main(pool, learner, sync):
         references = [await pool_reference(pool, ticket) for ticket in range(3)]
-        for ticket, reference in zip((1, 3, 2), references, strict=True):
-            learner.expect(SimpleNamespace(ticket=ticket, scored=reference), row=10 + ticket)
-        assert [await rank.expected_rows.remote() for rank in learner._ranks] == [[12], [11, 13]]
+        for place in range(3):
+            learner.expect(place, row=10 + place)
+        learner.expect_rows([20, 21, 22])
+        expected = [await rank.expected_rows.remote() for rank in learner._ranks]
+        assert expected == [[10, 12, 20, 22], [11, 21]]
         result = await learner.step(references)
         assert result.metrics["groups"] == 2
-        assert not learner._expecting
         assert result.weight_version == learner.version == WeightVersion(0, 1)
         assert (await draw(pool, 9)).ticket == 9
 

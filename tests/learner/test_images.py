@@ -125,6 +125,17 @@ def test_what_was_expected_and_is_not_needed_makes_room_at_the_next_step(make_im
     assert dataset.decodes == dict.fromkeys((0, 1, 2, 3, 5), 1)
 
 
+def test_images_on_their_way_count_against_the_kept_ones(make_images, dataset) -> None:
+    images = make_images(3)
+    for row in (3, 4, 5):
+        images.fitted(row)
+    images.expect([0, 1])
+    assert [row in images._kept for row in (3, 4, 5)] == [False, False, True]
+    for row in (0, 1, 5):
+        images.fitted(row)
+    assert dataset.decodes == dict.fromkeys((0, 1, 3, 4, 5), 1)
+
+
 def test_an_urgent_image_does_not_wait_for_the_queue(make_images, dataset) -> None:
     images = make_images(NUM_ROWS)
     dataset.gate.clear()
