@@ -192,6 +192,12 @@ class LearnerConfig:
     freeze_vision: bool = False
     gpus_per_rank: float = 0.0
     cpus_per_rank: float = 1.0
+    image_workers: int = 2
+    """Threads a rank decodes and resizes images with, ahead of their use."""
+    image_cache_bytes: int = 1 << 30
+    """Memory a rank keeps decoded images in."""
+    vision_cache_bytes: int = 256 << 20
+    """Memory a rank keeps the features of a frozen vision tower in."""
 
 
 @dataclass

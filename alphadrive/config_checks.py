@@ -46,6 +46,7 @@ _AT_LEAST_ONE = [
     "rollout.canary_rows",
     "rollout.kv_cache_bytes",
     "rewards.length_chars",
+    "learner.image_workers",
 ]
 _POSITIVE = [
     "grpo.learning_rate",
@@ -70,6 +71,8 @@ _AT_LEAST_ZERO = [
     "rewards.judge_retries",
     "rollout.gpus_per_worker",
     "learner.gpus_per_rank",
+    "learner.image_cache_bytes",
+    "learner.vision_cache_bytes",
 ]
 _CHOICES: dict[str, tuple[object, ...]] = {
     "model.dtype": ("float32", "bfloat16"),

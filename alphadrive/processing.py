@@ -76,7 +76,8 @@ class PromptProcessor:
         self._images = Qwen2VLImageProcessorPil.from_pretrained(self.model_folder, local_files_only=True)
         self._template = chat_template(self.model_folder)
         self.merge_size = int(self._images.merge_size)
-        self._factor = int(self._images.patch_size) * self.merge_size
+        self.patch_size = int(self._images.patch_size)
+        self._factor = self.patch_size * self.merge_size
         self._min_pixels = int(self._images.size["shortest_edge"])
         self.max_pixels = min(max_pixels, int(self._images.size["longest_edge"]))
         if self.max_pixels < self._min_pixels:
@@ -153,6 +154,17 @@ class PromptProcessor:
         features = self._images(images=[fitted], do_resize=False, return_tensors="np")
         t, h, w = (int(size) for size in features["image_grid_thw"][0])
         return np.asarray(features["pixel_values"], dtype=np.float32), (t, h, w)
+
+    def raw_patches(self, fitted: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[int, int, int]]:
+        """Patches in the order of `pixels` before they are normalised, [num_patches, channels * patch *
+        patch] 8-bit, and the grid, of an image (height, width, channels) that `fit` returned. A patch is
+        there once, in `pixels` once a frame."""
+        size, merge = self.patch_size, self.merge_size
+        height, width, channels = fitted.shape
+        h, w = height // size, width // size
+        blocks = fitted.reshape(h // merge, merge, size, w // merge, merge, size, channels)
+        patches = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(h * w, channels * size * size)
+        return np.ascontiguousarray(patches), (1, h, w)
 
     def expanded_ids(self, prompt_ids: Sequence[int], grid: tuple[int, int, int]) -> list[int]:
         """The prompt with its one placeholder repeated once a vision token, as the model sees it."""

@@ -120,6 +120,7 @@ class GroupHeader:
 
     ticket: int
     query_id: str
+    row: int
     weight_version: WeightVersion
     reward_mean: float
     reward_std: float

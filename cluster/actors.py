@@ -183,6 +183,10 @@ class LearnerActor:
             self._rank = SftRank(config, **placing)
         return os.getpid()
 
+    def expect(self, rows: list[int]) -> None:
+        """Start reading the images of rows of the dataset that this rank will train on soon."""
+        self._rank.expect(rows)
+
     def step(self, *groups: ScoredGroup) -> StepResult:
         """One optimizer step; `groups` are this rank's share."""
         return self._rank.step(groups)

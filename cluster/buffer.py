@@ -15,7 +15,7 @@ the next `lag + 1` steps. Called by `cluster.loop`, from one event loop; nothing
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, takewhile
 
 from alphadrive.types import GroupHeader
 
@@ -34,6 +34,7 @@ class SlotBuffer:
         self._waiting: deque[asyncio.Future[int | None]] = deque()
         self._pending: dict[int, GroupHeader | None] = {}
         self._taken: set[int] = set()
+        self._num_taken = self._num_settled = 0
         self._is_closed = False
         self._is_stopped = False
         self._changed = asyncio.Event()
@@ -90,9 +91,19 @@ class SlotBuffer:
                 for header in ready:
                     del self._pending[header.ticket]
                     self._taken.add(header.ticket)
+                self._num_taken += len(ready)
                 return ready
             self._changed.clear()
             await self._changed.wait()
+
+    def settled(self) -> list[tuple[int, GroupHeader]]:
+        """Groups whose place in the order of training (from 0) is certain since the last call: they are
+        scored, and no older ticket is out any more."""
+        ready = takewhile(lambda header: header is not None, self._pending.values())
+        places = [(place, header) for place, header in enumerate(ready, self._num_taken) if header]
+        new = places[max(0, self._num_settled - self._num_taken) :]
+        self._num_settled = max(self._num_settled, self._num_taken + len(places))
+        return new
 
     def release(self, headers: Sequence[GroupHeader]) -> None:
         """Free the slots of trained groups, after the weights they led to are published."""

@@ -78,6 +78,7 @@ async def train_in_process(attempt: Attempt) -> None:
             await drive(attempt, system)
         finally:
             sync.path.unlink(missing_ok=True)
+            rank.close()
             await engine.close()
 
 
@@ -126,6 +127,10 @@ class DirectLearner:
     def __init__(self, rank: "LearnerRank", version: WeightVersion) -> None:
         self.version = version
         self._rank = rank
+
+    def expect(self, place: int, row: int) -> None:
+        """Start reading the image of a group that will be trained on."""
+        self._rank.expect([row])
 
     async def step(self, scored: Sequence[object]) -> StepResult:
         """One optimizer step."""

@@ -34,6 +34,7 @@ def header_of(scored: ScoredGroup, reference: object) -> GroupHeader:
     return GroupHeader(
         ticket=scored.group.ticket,
         query_id=scored.group.query.query_id,
+        row=scored.group.query.row,
         weight_version=scored.group.oldest_version,
         reward_mean=statistics.fmean(totals),
         reward_std=statistics.pstdev(totals),

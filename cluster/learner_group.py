@@ -76,18 +76,23 @@ class LearnerGroup:
             raise
         return group
 
+    def expect(self, place: int, row: int) -> None:
+        """Have the rank that the group at `place` will be dealt to read its query's image."""
+        self._ranks[place % len(self._ranks)].expect.remote([row])
+
     async def step(self, scored: Sequence[object]) -> StepResult:
         """One optimizer step on scored groups (references), dealt out to the ranks in turn."""
         async with self.lock:
-            return await self._step(
-                "step", [tuple(scored[rank :: len(self._ranks)]) for rank in range(len(self._ranks))]
-            )
+            return await self._step("step", [tuple(share) for share in self._dealt(scored)])
 
     async def sft_step(self, rows: Sequence[int]) -> StepResult:
-        """One optimizer step of SFT on rows of the dataset."""
-        return await self._step(
-            "sft_step", [(list(rows[rank :: len(self._ranks)]),) for rank in range(len(self._ranks))]
-        )
+        """One optimizer step of SFT on rows of the dataset, dealt out to the ranks in turn."""
+        return await self._step("sft_step", [(list(share),) for share in self._dealt(rows)])
+
+    def expect_rows(self, rows: Sequence[int]) -> None:
+        """Have the ranks read the images of a coming `sft_step`."""
+        for rank, share in zip(self._ranks, self._dealt(rows), strict=True):
+            rank.expect.remote(list(share))
 
     async def logprob_differences(self, groups: Sequence[object]) -> list[float]:
         """For every group (reference) the largest difference between its log-probabilities and ours."""

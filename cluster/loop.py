@@ -68,6 +68,10 @@ class Learner(Protocol):
     def version(self) -> WeightVersion:
         """The version of the policy as it is now."""
 
+    def expect(self, place: int, row: int) -> None:
+        """The group at this place in the order of training (from 0) has a query of this dataset row: its
+        image may be read now."""
+
     async def step(self, scored: Sequence[object]) -> StepResult:
         """One optimizer step on the groups behind the references."""
 
@@ -165,6 +169,8 @@ async def _roll_out(parts: Parts, schedule: Schedule) -> None:
             else:
                 queries.settle(ticket, Outcome.SKIPPED)
                 buffer.void(ticket)
+        for place, settled in buffer.settled():
+            parts.learner.expect(place, settled.row)
         if queries.has_no_signal:
             buffer.close()
 

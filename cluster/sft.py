@@ -62,11 +62,16 @@ async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
     attempt.status.write(status="running")
     started_s = time.monotonic()
     saved_step: int | None = None
+    rows = batch_rows(order, num_rows, config.sft.batch_size, attempt.version.step + 1)
+    learner.expect_rows(rows)
     for step in range(attempt.version.step + 1, config.sft.steps + 1):
         if stopping.is_set():
             break
-        rows = batch_rows(order, num_rows, config.sft.batch_size, step)
+        next_rows = batch_rows(order, num_rows, config.sft.batch_size, step + 1)
+        if step < config.sft.steps:
+            learner.expect_rows(next_rows)
         result = await learner.sft_step(rows)
+        rows = next_rows
         attempt.run.write_metrics(step, result.metrics)
         figures = {
             "loss": f"{result.metrics[names.SFT_LOSS]:.4f}",

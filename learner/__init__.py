@@ -4,8 +4,9 @@
     └── trainer.Trainer               one model, one optimizer: batches in, an update out
         ├── policy.Policy             log-probabilities of completion tokens
         ├── rows, batch               groups and samples to tensors (one row = one prompt + its completions)
+        ├── images, patches, vision   pixels and vision features: read ahead, kept within a budget
         ├── losses, schedule          pure maths
-        ├── step_metrics              what a step reports
+        ├── step_metrics, data_metrics   what a step reports
         └── engine, export            DeepSpeed; weights out
 
 Only `rank`, `sft` and the maths are meant for others; nothing outside this package sees DeepSpeed.

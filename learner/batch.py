@@ -28,16 +28,20 @@ PromptPositions = Callable[[Sequence[int], Grid], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRow:
-    """One prompt, its image and its completions, before padding.
+    """One prompt, its image and its completions, before packing.
 
-    `prompt_ids` has one placeholder for every vision token; `pixel_values` is (patches, dim) float32;
-    `grid` is the image's (time, height, width) in patches.
+    `prompt_ids` has one placeholder for every vision token; `grid` is the image's (time, height, width) in
+    patches. `pixel_values` is (patches, dim), float32 as the image processor makes them or 8-bit (see
+    `learner.patches`); None where `features_VD`, what a frozen vision tower makes of the image, is known.
+    Images with the same `image_key` are the same.
     """
 
     prompt_ids: Sequence[int]
     completions: Sequence[Sequence[int]]
-    pixel_values: np.ndarray
+    pixel_values: np.ndarray | None
     grid: Grid
+    image_key: int | None = None
+    features_VD: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -50,20 +54,27 @@ class TokenRow:
         return sum(len(completion) for completion in self.completions)
 
 
+_STAY = ("num_sequences", "image_keys", "image_features")
+"""Fields of a pack that are no single tensor."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
     """What the policy takes: a pack, its images, and where the logits of completion tokens are.
 
     `logit_index_T` are positions of the pack: where each target's logits come from. `loss_mask_T` is 1 for
     tokens that count. `sequence_T` numbers the completion each token belongs to, 0 to `num_sequences` - 1;
-    an empty completion keeps its number.
+    an empty completion keeps its number. `image_keys` and `image_features` have an entry an image;
+    `pixel_values` are the patches of those whose features are None, None where there are none.
     """
 
     input_ids_N: Tensor
     positions_3N: Tensor
     layout: PackLayout
-    pixel_values: Tensor
+    pixel_values: Tensor | None
     image_grid_thw: Tensor
+    image_keys: tuple[int | None, ...]
+    image_features: tuple[Tensor | None, ...]
     logit_index_T: Tensor
     target_ids_T: Tensor
     loss_mask_T: Tensor
@@ -74,8 +85,10 @@ class TokenBatch:
         """The same batch on a device; itself where it is there already."""
         if self.input_ids_N.device == device:
             return self
-        movable = {name: getattr(self, name) for name in self.__slots__ if name != "num_sequences"}
-        return replace(self, **{name: value.to(device) for name, value in movable.items()})
+        values = {name: getattr(self, name) for name in self.__slots__ if name not in _STAY}
+        moved = {name: value.to(device) for name, value in values.items() if value is not None}
+        features = tuple(given if given is None else given.to(device) for given in self.image_features)
+        return replace(self, **moved, image_features=features)
 
     def as_filler(self) -> Self:
         """The same batch with no token counting: keeps ranks in step, adds nothing to a gradient."""
@@ -113,12 +126,15 @@ def build_token_batch(rows: Sequence[TokenRow], positions_of: PromptPositions) -
     completions = [completion for row in rows for completion in row.completions]
     lengths = [len(completion) for completion in completions]
     targets = np.fromiter(chain(*completions), dtype=np.int64, count=sum(lengths))
+    pixels = [row.pixel_values for row in rows if row.pixel_values is not None and row.features_VD is None]
     return TokenBatch(
         input_ids_N=torch.from_numpy(np.concatenate([row.input_ids for row in laid_out])),
         positions_3N=torch.from_numpy(np.concatenate([row.positions for row in laid_out], axis=1)),
         layout=PackLayout.of([_spans(row) for row in rows]),
-        pixel_values=torch.from_numpy(np.concatenate([row.pixel_values for row in rows])),
+        pixel_values=torch.from_numpy(np.concatenate(pixels)) if pixels else None,
         image_grid_thw=torch.tensor([row.grid for row in rows]),
+        image_keys=tuple(row.image_key for row in rows),
+        image_features=tuple(row.features_VD for row in rows),
         logit_index_T=torch.from_numpy(
             np.concatenate([row.logit_index + start for row, start in zip(laid_out, starts, strict=False)])
         ),

@@ -17,10 +17,12 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
-from alphadrive.errors import ModelError
+from alphadrive.errors import LearnerError, ModelError
 from learner.attention import NAME
 from learner.batch import Grid, TokenBatch
+from learner.patches import PatchTable
 from learner.token_logprobs import token_logprobs
+from learner.vision import FrozenFeatures
 
 ATTENTION = {"": "sdpa", "text_config": NAME, "vision_config": "sdpa"}
 """Packs go through the language model; the vision tower keeps images apart by itself."""
@@ -33,7 +35,9 @@ class Policy(nn.Module):
     """A model with the sampler's temperature and vision-token mask.
 
     `vision_token_ids` are never sampled: their logits are -inf here as they are in the engines, so
-    that both normalise over the same tokens.
+    that both normalise over the same tokens. `patch_table` makes pixel values of 8-bit patches;
+    `frozen_features` keeps what a vision tower that is not trained gives (None: it runs every time);
+    `num_vision_passes` counts the images that went through the tower.
     """
 
     def __init__(
@@ -43,6 +47,9 @@ class Policy(nn.Module):
         self.model = model
         self.temperature = temperature
         self.vision_token_ids = tuple(vision_token_ids)
+        self.num_vision_passes = 0
+        self.patch_table: PatchTable | None = None
+        self.frozen_features: FrozenFeatures | None = None
         model.set_attn_implementation(ATTENTION)
         use_matmul_patch_embedding(model)
         self._positions_of_types = lru_cache(maxsize=4096)(self._compute_positions)
@@ -73,6 +80,11 @@ class Policy(nn.Module):
     def freeze_vision(self) -> None:
         """Stop training the vision tower and its projection into the language model."""
         self.model.base_model.visual.requires_grad_(False)
+
+    @property
+    def is_vision_frozen(self) -> bool:
+        """Whether nothing of the vision tower is trained."""
+        return not any(weight.requires_grad for weight in self.model.base_model.visual.parameters())
 
     def prompt_positions(self, prompt_ids: Sequence[int], grid: Grid) -> Tensor:
         """M-RoPE positions (3, P) of a prompt with one image, by the model's own rule."""
@@ -111,8 +123,28 @@ class Policy(nn.Module):
 
     def _image_embeds(self, batch: TokenBatch) -> Tensor:
         """What the language model sees of the pack's images, in order: (vision tokens, D)."""
-        images = self.model.base_model.get_image_features(batch.pixel_values, batch.image_grid_thw)
-        return torch.cat(images.pooler_output)
+        if self.frozen_features is not None:
+            return self.frozen_features.of(batch, self._vision, self._dummy_vision)
+        if batch.pixel_values is None:
+            raise LearnerError("a pack without pixels came to a policy that keeps no vision features")
+        return torch.cat(list(self._vision(batch.pixel_values, batch.image_grid_thw)))
+
+    def _vision(self, pixel_values: Tensor, grids: Tensor) -> Sequence[Tensor]:
+        self.num_vision_passes += len(grids)
+        if pixel_values.dtype == torch.uint8:
+            if self.patch_table is None:
+                raise LearnerError("8-bit patches came to a policy without a patch table; set `patch_table`")
+            pixel_values = self.patch_table.pixel_values(pixel_values)
+        return self.model.base_model.get_image_features(pixel_values, grids).pooler_output
+
+    def _dummy_vision(self) -> None:
+        visual = self.model.base_model.visual
+        embed, merge = visual.patch_embed, visual.spatial_merge_size
+        dim = embed.in_channels * embed.temporal_patch_size * embed.patch_size**2
+        device = next(visual.parameters()).device
+        self.model.base_model.get_image_features(
+            torch.zeros(merge**2, dim, device=device), torch.tensor([[1, merge, merge]], device=device)
+        )
 
     def _token_logprobs(self, hidden_TD: Tensor, target_ids_T: Tensor) -> tuple[Tensor, Tensor]:
         logits_TV = self.model.get_output_embeddings()(hidden_TD)

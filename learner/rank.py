@@ -64,6 +64,7 @@ class LearnerRank:
         if config.grpo.kl_coef:
             self._reference = self._trainer.load_policy(config.grpo.temperature).requires_grad_(False).eval()
             self._reference.to(self._trainer.device)
+            self._trainer.keep_features_of_reference(self._reference)
 
     @property
     def weight_version(self) -> WeightVersion:
@@ -80,6 +81,7 @@ class LearnerRank:
         """
         started = time.perf_counter()
         trainer, grpo, step = self._trainer, self.config.grpo, self._trainer.step + 1
+        trainer.begin_step([scored.group.query.row for scored in groups])
         self._refuse_unfit([scored.group for scored in groups])
         own = [TrainGroup(scored) for scored in groups]
         timings = {}
@@ -97,7 +99,12 @@ class LearnerRank:
         trainer.step = step
         metrics = mean_of_updates(updates) | timings | {names.LEARNING_RATE: learning_rate}
         metrics |= group_metrics(trainer.engine, groups, step - 1, time.perf_counter() - started)
+        metrics |= trainer.meter.metrics(trainer.engine, len(groups), metrics[names.UPDATE_S])
         return StepResult(step=step, weight_version=self.weight_version, metrics=metrics)
+
+    def expect(self, rows: Sequence[int]) -> None:
+        """Read the images of dataset rows that this rank will train on soon, in the background."""
+        self._trainer.reader.expect(rows)
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[list[list[float]]]:
         """The policy's log-probability of every token, [group][completion][token], as the engines give
@@ -135,6 +142,10 @@ class LearnerRank:
     def load_checkpoint(self, folder: Path) -> None:
         """Go on from a checkpoint of the same number of ranks. Raises CheckpointError."""
         self._trainer.load_checkpoint(Path(folder))
+
+    def close(self) -> None:
+        """End the background threads."""
+        self._trainer.close()
 
     def _refuse_unfit(self, groups: Sequence[RolloutGroup]) -> None:
         grpo = self.config.grpo

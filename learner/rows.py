@@ -1,7 +1,8 @@
-"""From dataset rows to token rows, pixels included, prepared ahead in a background thread.
+"""From dataset rows to token rows, pixels included, prepared ahead in background threads.
 
     main thread     ── forward, backward of microbatch i ──▶
-    reader thread   ── decode, fit, patchify microbatch i+1 ──▶   (at most `AHEAD` microbatches held)
+    reader thread   ── patches and tensors of microbatch i+1 ──▶   (at most `AHEAD` microbatches held)
+    image workers   ── decode and fit, see `learner.images` ──▶
 
 Pixels are read by every rank itself: they never travel with the groups.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from alphadrive.data.parquet import DrivingDataset
 from alphadrive.data.records import DrivingRecord
@@ -24,6 +26,8 @@ from alphadrive.prompts import answer_text
 from alphadrive.trajectory import waypoints_problem
 from alphadrive.types import RolloutGroup
 from learner.batch import Grid, TokenRow
+from learner.images import FittedImages
+from learner.vision import FrozenFeatures, ImageFeatures
 
 AHEAD = 2
 
@@ -47,11 +51,36 @@ class SftTarget:
 
 
 class RowReader:
-    """Makes token rows from a dataset folder. Safe to use from one background thread."""
+    """Makes token rows from a dataset folder. Safe to use from one background thread. `close` it.
 
-    def __init__(self, dataset_folder: Path, processor: PromptProcessor, num_rows: int | None = None) -> None:
+    An image whose features are in `frozen_features` comes without its pixels, and is not read at all.
+    """
+
+    def __init__(
+        self,
+        dataset_folder: Path,
+        processor: PromptProcessor,
+        num_rows: int | None = None,
+        *,
+        image_cache_bytes: int = 0,
+        image_workers: int = 1,
+    ) -> None:
         self.dataset = DrivingDataset(dataset_folder, num_rows)
         self.processor = processor
+        self.images = FittedImages(self.dataset, processor, image_cache_bytes, image_workers)
+        self.frozen_features: FrozenFeatures | None = None
+
+    def expect(self, rows: Iterable[int]) -> None:
+        """Read the images of rows that will be asked for soon, in the background."""
+        self.images.expect(row for row in rows if self._features(row) is None)
+
+    def begin_step(self, rows: Iterable[int]) -> None:
+        """`expect`; other rows that were expected before need not be held any longer."""
+        self.images.expect_only([row for row in rows if self._features(row) is None])
+
+    def close(self) -> None:
+        """End the background threads."""
+        self.images.close()
 
     def rollout_row(self, group: RolloutGroup) -> TokenRow:
         """The row of a sampled group; its prompt tokens are the ones the engine saw.
@@ -59,8 +88,8 @@ class RowReader:
         Raises LearnerError when they do not fit the image, or when a completion holds a vision token:
         the engine and the learner then disagree about the model.
         """
-        pixel_values, grid = self._pixels(group.query.row)
-        processor = self.processor
+        image = self._image(group.query.row)
+        processor, grid = self.processor, image.grid
         num_placeholders = group.prompt_token_ids.count(processor.image_token_id)
         num_vision_tokens = grid[0] * grid[1] * grid[2] // processor.merge_size**2
         if num_placeholders != num_vision_tokens:
@@ -76,11 +105,8 @@ class RowReader:
                     f"query {group.query.query_id}: engine {group.engine_id} sampled a vision token; "
                     "its sampler does not apply the vision-token mask"
                 )
-        return TokenRow(
-            prompt_ids=group.prompt_token_ids,
-            completions=[completion.token_ids for completion in group.completions],
-            pixel_values=pixel_values,
-            grid=grid,
+        return image.token_row(
+            group.prompt_token_ids, [completion.token_ids for completion in group.completions]
         )
 
     def target(self, row: int, target: str) -> "SftTarget":
@@ -100,27 +126,49 @@ class RowReader:
 
     def target_row(self, target: "SftTarget") -> TokenRow:
         """The token row of a supervised sample."""
-        pixel_values, grid = self._pixels(target.row)
-        return TokenRow(
-            prompt_ids=self.processor.expanded_ids(target.prompt_ids, grid),
-            completions=[target.completion_ids],
-            pixel_values=pixel_values,
-            grid=grid,
+        image = self._image(target.row)
+        return image.token_row(
+            self.processor.expanded_ids(target.prompt_ids, image.grid), [target.completion_ids]
         )
 
     def filler_row(self) -> TokenRow:
         """Any valid row, for a rank that has nothing of its own to compute."""
-        pixel_values, grid = self._pixels(0)
+        image = self._image(0)
         prompt_ids = self.processor.prompt_ids(self.dataset.query(0))
-        return TokenRow(
-            prompt_ids=self.processor.expanded_ids(prompt_ids, grid),
-            completions=[[self.processor.end_token_id]],
-            pixel_values=pixel_values,
-            grid=grid,
+        return image.token_row(
+            self.processor.expanded_ids(prompt_ids, image.grid), [[self.processor.end_token_id]]
         )
 
-    def _pixels(self, row: int) -> tuple[np.ndarray, Grid]:
-        return self.processor.pixels(self.processor.fit(self.dataset.image(row)))
+    def _features(self, row: int) -> ImageFeatures | None:
+        return self.frozen_features.known(row) if self.frozen_features else None
+
+    def _image(self, row: int) -> "_RowImage":
+        known = self._features(row)
+        if known is not None:
+            return _RowImage(row, known.grid, None, known.features_VD)
+        patches, grid = self.processor.raw_patches(self.images.fitted(row))
+        return _RowImage(row, grid, patches, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _RowImage:
+    """The image of a row of the dataset: its patches, or what the vision tower makes of it."""
+
+    row: int
+    grid: Grid
+    patches: np.ndarray | None
+    features_VD: Tensor | None
+
+    def token_row(self, prompt_ids: Sequence[int], completions: Sequence[Sequence[int]]) -> TokenRow:
+        """A prompt about this image, and its completions."""
+        return TokenRow(
+            prompt_ids=prompt_ids,
+            completions=completions,
+            pixel_values=self.patches,
+            grid=self.grid,
+            image_key=self.row,
+            features_VD=self.features_VD,
+        )
 
 
 def target_text(record: DrivingRecord, target: str, with_trajectory: bool = False) -> str:
@@ -150,12 +198,16 @@ def prepared_ahead(items: Iterable[Item], prepare: Callable[[Item], Prepared]) -
     """`map(prepare, items)`, computed in order in one background thread, `AHEAD` items early."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="row-reader") as reader:
         waiting: deque[Future[Prepared]] = deque()
-        for item in items:
-            waiting.append(reader.submit(prepare, item))
-            if len(waiting) > AHEAD:
+        try:
+            for item in items:
+                waiting.append(reader.submit(prepare, item))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def in_microbatches(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:

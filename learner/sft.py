@@ -63,6 +63,7 @@ class SftRank:
         """
         started = time.perf_counter()
         trainer, sft, step = self._trainer, self.config.sft, self._trainer.step + 1
+        trainer.begin_step(rows)
         targets = [trainer.reader.target(row, sft.target) for row in rows]
         num_step_tokens = trainer.total(sum(len(target.completion_ids) for target in targets))
         num_samples = trainer.total(len(targets))
@@ -88,7 +89,12 @@ class SftRank:
             names.SAMPLES_PER_S: num_samples / seconds,
             names.UPDATE_S: seconds,
         }
+        metrics |= trainer.meter.metrics(trainer.engine, len(targets), seconds)
         return StepResult(step=step, weight_version=self.weight_version, metrics=metrics)
+
+    def expect(self, rows: Sequence[int]) -> None:
+        """Read the images of dataset rows that this rank will train on soon, in the background."""
+        self._trainer.reader.expect(rows)
 
     def _batches(self, targets: Sequence[SftTarget]) -> Iterator[TokenBatch]:
         trainer = self._trainer
@@ -113,3 +119,7 @@ class SftRank:
     def load_checkpoint(self, folder: Path) -> None:
         """Go on from a checkpoint of the same number of ranks. Raises CheckpointError."""
         self._trainer.load_checkpoint(Path(folder))
+
+    def close(self) -> None:
+        """End the background threads."""
+        self._trainer.close()

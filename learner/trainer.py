@@ -19,10 +19,13 @@ from alphadrive.errors import NonFiniteError
 from alphadrive.processing import PromptProcessor
 from alphadrive.types import WeightsFile, WeightVersion
 from learner.batch import TokenBatch, TokenRow, build_token_batch
+from learner.data_metrics import DataMeter
 from learner.engine import TrainingEngine, join_process_group
 from learner.export import collect_weights, write_model_folder, write_weights
+from learner.patches import PatchTable
 from learner.policy import Policy
 from learner.rows import RowReader, in_microbatches, prepared_ahead
+from learner.vision import FrozenFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -60,17 +63,42 @@ class Trainer:
         _seed_everything(config.seed + rank)
         self.device = join_process_group(rank, world_size, master_addr, master_port, on_gpu)
         processor = PromptProcessor(self.model_folder, config.model.max_pixels, config.data.trajectory)
-        self.reader = RowReader(dataset_folder, processor, config.data.num_rows)
+        self.reader = RowReader(
+            dataset_folder,
+            processor,
+            config.data.num_rows,
+            image_cache_bytes=config.learner.image_cache_bytes,
+            image_workers=config.learner.image_workers,
+        )
         self.policy = self.load_policy(temperature)
         if config.learner.freeze_vision:
             self.policy.freeze_vision()
+        self._reference: Policy | None = None
+        if self.policy.is_vision_frozen:
+            self.policy.frozen_features = self.reader.frozen_features = self._room_for_features()
+        self.meter = DataMeter(self.reader.images, [self.policy])
         self.policy.train()
         self.engine = TrainingEngine(self.policy, config.learner, config.model.dtype, self.device)
 
     def load_policy(self, temperature: float) -> Policy:
         """The starting policy, on the CPU and not under DeepSpeed."""
-        vision_token_ids = self.reader.processor.vision_token_ids
-        return Policy.from_folder(self.model_folder, self.config.model.dtype, vision_token_ids, temperature)
+        processor, dtype = self.reader.processor, self.config.model.dtype
+        policy = Policy.from_folder(self.model_folder, dtype, processor.vision_token_ids, temperature)
+        policy.patch_table = PatchTable.of(processor)
+        return policy
+
+    def keep_features_of_reference(self, reference: Policy) -> None:
+        """Keep what the tower of a policy that is never trained gives; what the trained policy's gives
+        serves both while that is frozen."""
+        reference.frozen_features = self.policy.frozen_features or self._room_for_features()
+        self.meter.policies.append(reference)
+        self._reference = reference
+
+    def _room_for_features(self) -> FrozenFeatures | None:
+        learner = self.config.learner
+        agree = learner.zero_stage == 3 and self.world_size > 1
+        any_rank = (lambda is_due: bool(self.most(int(is_due)))) if agree else None
+        return FrozenFeatures(learner.vision_cache_bytes, any_rank) if learner.vision_cache_bytes else None
 
     def token_batch(self, rows: list[TokenRow]) -> TokenBatch:
         """Rows as tensors, on the CPU (called from the reader thread)."""
@@ -94,9 +122,14 @@ class Trainer:
         """
         microbatches = in_microbatches(sizes, self.config.learner.max_tokens_per_microbatch)
         num_fillers = self.most(len(microbatches)) - len(microbatches)
-        yield from prepared_ahead(microbatches, read)
+        yield from self.meter.waiting(prepared_ahead(microbatches, read))
         for _ in range(num_fillers):
             yield filler(self.filler_batch())
+
+    def begin_step(self, rows: Iterable[int]) -> None:
+        """Start reading the images of a step, in the order in which they will be needed."""
+        self.meter.begin_step()
+        self.reader.begin_step(rows)
 
     def most(self, count: int) -> int:
         """The largest of a count over the ranks."""
@@ -173,9 +206,19 @@ class Trainer:
     def load_checkpoint(self, folder: Path) -> None:
         """Go on from what `save_checkpoint` wrote, with the same number of ranks. Raises CheckpointError."""
         self.step = int(self.engine.load(folder)["step"])
+        if self.policy.frozen_features is not None:
+            self.policy.frozen_features.forget()
+            if self._reference is not None:
+                # The checkpoint's tower need not be the one that the run started from.
+                self._reference.frozen_features = self._room_for_features()
+                self.reader.frozen_features = None
         states = folder / f"random_rank{self.rank}.pt"
         if states.is_file():
             _restore_random_states(torch.load(states, weights_only=True))
+
+    def close(self) -> None:
+        """End the background threads."""
+        self.reader.close()
 
 
 def _seed_everything(seed: int) -> None:

@@ -61,6 +61,10 @@ class FakeRank:
         self.rank, self.world_size, self.dies_at = rank, world_size, dies_at
         self.version = WeightVersion(attempt, 0)
         self.engine = FakeEngine(SETTINGS, "truth")
+        self.expected = []
+
+    def expect(self, rows):
+        self.expected += rows
 
     def step(self, groups):
         self.version = WeightVersion(self.version.attempt, self.version.step + 1)
@@ -89,6 +93,9 @@ class FakeLearnerActor(LearnerActor):
 
     def make_die_at(self, step):
         self._rank.dies_at = step
+
+    def expected_rows(self):
+        return self._rank.expected
 
 
 class MoodyRewardActor(RewardActor):

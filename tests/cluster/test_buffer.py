@@ -13,6 +13,7 @@ def header(ticket):
     return GroupHeader(
         ticket=ticket,
         query_id="q",
+        row=100 + ticket,
         weight_version=WeightVersion(0, 0),
         reward_mean=0.0,
         reward_std=1.0,
@@ -53,6 +54,31 @@ def test_take_passes_over_void_tickets():
         buffer.void(0)
         buffer.void(2)
         assert [taken.ticket for taken in await buffer.take(2)] == [1, 3]
+
+    run_virtual(main())
+
+
+def test_a_place_is_settled_once_no_older_ticket_is_out():
+    def told(buffer):
+        return [(place, settled.ticket) for place, settled in buffer.settled()]
+
+    async def main():
+        buffer = SlotBuffer(6, 100)
+        await tickets_of(buffer, 6)
+        buffer.put(header(1))
+        buffer.put(header(2))
+        assert told(buffer) == []
+        buffer.void(0)
+        assert told(buffer) == [(0, 1), (1, 2)]
+        assert told(buffer) == []
+        await buffer.take(1)
+        buffer.put(header(4))
+        assert told(buffer) == []
+        buffer.put(header(3))
+        assert told(buffer) == [(2, 3), (3, 4)]
+        await buffer.take(3)
+        buffer.put(header(5))
+        assert told(buffer) == [(4, 5)]
 
     run_virtual(main())
 

@@ -41,6 +41,7 @@ class FakeWorld:
         self.issued, self.trained, self.lags, self.skipped = [], [], [], []
         self.steps, self.published, self.evaluated, self.checkpointed = [], [], [], []
         self.num_running = self.most_running = 0
+        self.expected = []
 
     async def generate(self, ticket, query):
         self.num_running += 1
@@ -64,6 +65,7 @@ class FakeWorld:
         return GroupHeader(
             ticket=ticket,
             query_id=query.query_id,
+            row=query.row,
             weight_version=oldest,
             reward_mean=1.0,
             reward_std=spread,
@@ -74,6 +76,9 @@ class FakeWorld:
             num_tokens=10,
             scored=(ticket, query.row),
         )
+
+    def expect(self, place, row):
+        self.expected.append((place, row))
 
     async def step(self, scored):
         await asyncio.sleep(self.random.random() * 3)
@@ -187,6 +192,7 @@ def test_every_query_of_an_epoch_ends_exactly_once_and_the_last_step_is_short():
     rows = Counter(row for _, row in world.issued)
     assert rows == Counter(range(50))
     assert sum(world.steps) == len(world.trained)
+    assert world.expected == [(place, row) for place, (_, row) in enumerate(world.trained)]
     assert all(size == 4 for size in world.steps[:-1])
     assert world.steps[-1] == (len(world.trained) - 1) % 4 + 1
     (counts,) = queries.counts().values()

@@ -47,6 +47,9 @@ class Surroundings:
         engine.version = self.version
         return ray.put(await engine.generate(ticket, query, fake_actors.SAMPLING))
 
+    def expect(self, place, row):
+        pass
+
     async def step(self, scored):
         self.version = WeightVersion(0, self.version.step + 1)
         return StepResult(step=self.version.step, weight_version=self.version, metrics={})

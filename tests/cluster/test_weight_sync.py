@@ -120,7 +120,13 @@ def test_groups_are_dealt_out_to_the_ranks(small_ray, tmp_path, monkeypatch):
     from test_pools import draw
 
     async def main(pool, learner, sync):
-        result = await learner.step([await pool_reference(pool, ticket) for ticket in range(3)])
+        references = [await pool_reference(pool, ticket) for ticket in range(3)]
+        for place in range(3):
+            learner.expect(place, row=10 + place)
+        learner.expect_rows([20, 21, 22])
+        expected = [await rank.expected_rows.remote() for rank in learner._ranks]
+        assert expected == [[10, 12, 20, 22], [11, 21]]
+        result = await learner.step(references)
         assert result.metrics["groups"] == 2
         assert result.weight_version == learner.version == WeightVersion(0, 1)
         assert (await draw(pool, 9)).ticket == 9

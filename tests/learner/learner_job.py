@@ -137,6 +137,7 @@ def run_scenario(job: dict[str, Any], scenario: dict[str, Any], rank: int) -> li
             results.append(run_call(learner, call, argument, rank, job["world_size"], folder))
         except AlphaDriveError as error:
             results.append({"error": f"{type(error).__name__}: {error}"})
+    learner.close()
     return results
 
 

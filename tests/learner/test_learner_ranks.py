@@ -4,6 +4,7 @@ import importlib.util
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from alphadrive.processing import PromptProcessor, resolve_model
 from alphadrive.weights import file_sha256
 
 pytestmark = pytest.mark.e2e
+
+VISION_PASSES = "perf/vision_passes_per_query"
 
 
 def job_module() -> ModuleType:
@@ -270,6 +273,8 @@ def test_the_kl_to_the_start_is_zero_at_first_and_then_grows(outcomes: Outcomes)
     ((first, second),) = outcomes[ANCHORED]
     assert first["actor/kl_loss"] == pytest.approx(0.0, abs=1e-9)
     assert second["actor/kl_loss"] > 1e-6
+    # The reference's tower never changes: its features are kept, the policy's are not.
+    assert [first[VISION_PASSES], second[VISION_PASSES]] == [2.0, 1.0]
 
 
 FROZEN = scenario("frozen", ("step", (0, 2)), ("export_weights", "weights.st"), learner__freeze_vision=True)
@@ -281,6 +286,37 @@ def test_frozen_vision_stays_and_the_rest_moves(outcomes: Outcomes, folder: Path
     has_moved = {name: not torch.equal(tensor, shipped[name]) for name, tensor in exported.items()}
     assert not any(moved for name, moved in has_moved.items() if name.startswith("visual."))
     assert any(has_moved.values())
+
+
+def frozen(name: str, ranks: int = 1, **options: Any) -> str:
+    calls: Calls = (("step", (0, 1)), ("step", (1, 2)), ("step", (2, 3)), ("export_weights", "weights.st"))
+    if not options.get("learner__vision_cache_bytes"):
+        calls += (("save_checkpoint", "c"), ("load_checkpoint", "c"), ("step", (3, 3)))
+    shape = {"learner__zero_stage": 3 if ranks > 1 else 1, "learner__max_tokens_per_microbatch": ONE_ROW}
+    return scenario(f"{name}_{ranks}", *calls, ranks=ranks, learner__freeze_vision=True, **shape, **options)
+
+
+@pytest.mark.parametrize(
+    ("kept", "again", "passes"),
+    [
+        # Each step trains on the rows of the one before and a new one.
+        (frozen("kept"), frozen("again", learner__vision_cache_bytes=1), [1, 1 / 2, 1 / 3, 1]),
+        # The second rank fills up with row 0, then has row 1: only the first has what its step needs.
+        (frozen("kept", 2), frozen("again", 2, learner__vision_cache_bytes=1), [2, 1 / 2, 1 / 3, 4 / 3]),
+        (frozen("anchored", grpo__kl_coef=0.1), None, [1, 1 / 2, 1 / 3, 2]),
+    ],
+)
+def test_features_kept_of_a_frozen_tower_change_nothing(
+    kept: str, again: str | None, passes: list[float], outcomes: Outcomes, folder: Path
+) -> None:
+    rank = outcomes[kept][0]
+    assert [metrics[VISION_PASSES] for metrics in (*rank[:3], rank[-1])] == pytest.approx(passes)
+    assert [metrics["perf/image_cache_hit_share"] for metrics in rank[:3]] == pytest.approx([0, 0, 0])
+    assert all(0 <= metrics["perf/data_wait_share"] <= 1 for metrics in rank[:3])
+    if again is not None:
+        assert outcomes[again][0][2][VISION_PASSES] >= 1
+        exported, expected = (load_file(folder / name / "weights.st") for name in (kept, again))
+        assert all(torch.equal(exported[key], expected[key]) for key in expected)
 
 
 SFT_ALONE = scenario(

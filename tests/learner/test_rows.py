@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from alphadrive.data.parquet import DrivingDataset
+from alphadrive.data.parquet import DrivingDataset, write_records
 from alphadrive.errors import DataError, LearnerError
 from alphadrive.processing import PromptProcessor, resolve_model
 from alphadrive.types import Completion, RolloutGroup, VersionSpan, WeightVersion
 from learner.admission import completion_problem, version_problem
 from learner.rows import AHEAD, RowReader, check_reasoning, in_microbatches, prepared_ahead, target_text
+from learner.vision import FrozenFeatures, ImageFeatures
 
 WriteDataset = Callable[..., Path]
 
@@ -24,9 +26,11 @@ def reader(tmp_path_factory: pytest.TempPathFactory, write_tiny_dataset: WriteDa
     return RowReader(folder, PromptProcessor(resolve_model("tiny"), 28 * 28 * 8))
 
 
-def rollout_group(reader: RowReader, tokens: tuple[int, ...] = (5, 6), version: str = "0.3") -> RolloutGroup:
-    query = reader.dataset.query(0)
-    _, grid = reader.processor.pixels(reader.processor.fit(reader.dataset.image(0)))
+def rollout_group(
+    reader: RowReader, tokens: tuple[int, ...] = (5, 6), version: str = "0.3", row: int = 0
+) -> RolloutGroup:
+    query = reader.dataset.query(row)
+    _, grid = reader.processor.pixels(reader.processor.fit(reader.dataset.image(row)))
     spans = (VersionSpan(version=WeightVersion.parse(version), start=0, end=len(tokens)),)
     completion = Completion(
         text="",
@@ -149,3 +153,56 @@ def test_an_error_while_preparing_reaches_the_caller_and_leaves_no_thread() -> N
     with pytest.raises(ZeroDivisionError):
         list(prepared_ahead([1, 0], lambda number: 1 // number))
     assert threading.active_count() == before
+
+
+def test_an_interrupt_leaves_what_is_not_begun() -> None:
+    before = threading.active_count()
+    prepared: list[int] = []
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def prepare(number: int) -> int:
+        if number == 1:
+            has_begun.set()
+            assert may_end.wait(10)
+        prepared.append(number)
+        return number
+
+    batches = prepared_ahead(range(20), prepare)
+    assert next(batches) == 0 and has_begun.wait(10)
+    threading.Timer(0.05, may_end.set).start()
+    with pytest.raises(KeyboardInterrupt):
+        batches.throw(KeyboardInterrupt)
+    assert prepared == [0, 1]
+    assert "row-reader_0" not in {thread.name for thread in threading.enumerate()[before:]}
+
+
+def test_a_damaged_image_ends_the_training_loop_with_its_query(tmp_path: Path, reader: RowReader) -> None:
+    groups = [rollout_group(reader, row=row) for row in range(4)]
+    records = list(reader.dataset.records())
+    (image,) = records[2].images
+    records[2] = dataclasses.replace(records[2], images=(dataclasses.replace(image, data=image.data[:80]),))
+    write_records(records, tmp_path / "damaged")
+    damaged = RowReader(tmp_path / "damaged", reader.processor, image_cache_bytes=1 << 20, image_workers=2)
+    damaged.begin_step(range(4))
+    batches = prepared_ahead(groups, damaged.rollout_row)
+    assert [next(batches).image_key for _ in range(2)] == [0, 1]
+    with pytest.raises(DataError, match=r"query query-2: .*row 2: images: .*truncated or damaged"):
+        next(batches)
+    damaged.close()
+
+
+def test_an_image_whose_features_are_known_is_not_read(
+    tmp_path: Path, write_tiny_dataset: WriteDataset, reader: RowReader
+) -> None:
+    folder = write_tiny_dataset(tmp_path / "train")
+    fresh = RowReader(folder, reader.processor, image_cache_bytes=1 << 20)
+    fresh.frozen_features = FrozenFeatures(1 << 20)
+    group = rollout_group(reader)
+    first = fresh.rollout_row(group)
+    assert fresh.images.num_reads == 1
+    fresh.frozen_features._kept.put(0, ImageFeatures(torch.ones(8, 32), first.grid))
+    fresh.begin_step([0])
+    second = fresh.rollout_row(group)
+    assert fresh.images.num_reads == 1 and not fresh.images._waiting
+    assert second.pixel_values is None and second.features_VD is not None and second.grid == first.grid
+    fresh.close()
