@@ -192,6 +192,10 @@ class LearnerConfig:
     freeze_vision: bool = False
     gpus_per_rank: float = 0.0
     cpus_per_rank: float = 1.0
+    offload_optimizer: bool = False
+    """Keep the optimizer's state, and make its step, in the memory of the CPU; needs `zero_stage` 1 to 3."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
 
 
 @dataclass
