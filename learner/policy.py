@@ -74,6 +74,11 @@ class Policy(nn.Module):
         """Stop training the vision tower and its projection into the language model."""
         self.model.base_model.visual.requires_grad_(False)
 
+    def checkpoint_activations(self) -> None:
+        """Keep only the input of each layer, of language model and vision tower; the backward pass computes
+        the rest again."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
     def prompt_positions(self, prompt_ids: Sequence[int], grid: Grid) -> Tensor:
         """M-RoPE positions (3, P) of a prompt with one image, by the model's own rule."""
         image_token_id = self.model.config.image_token_id
