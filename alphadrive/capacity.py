@@ -23,6 +23,9 @@ REWARD_BYTES = int(0.2 * GIB)
 BASE_BYTES = int(1.2 * GIB)
 """The driver and Ray's own processes."""
 
+OFFLOADED_BYTES = 16
+"""Bytes a parameter of an offloaded optimizer: weights, two moments and the gradient in float32."""
+
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -58,7 +61,8 @@ def memory_limit_bytes() -> int:
 
 
 def memory_parts(config: Config, stage: str, num_parameters: int) -> list[Part]:
-    """The processes of a stage and the memory each needs. Those on GPUs count without model states."""
+    """The processes of a stage and the memory each needs. Those on GPUs count without model states, but
+    with an offloaded optimizer."""
     value_bytes = 2 if config.model.dtype == "bfloat16" else 4
     weights_bytes = value_bytes * num_parameters
     parts = [Part(label="driver and Ray", count=1, each_bytes=BASE_BYTES)]
@@ -74,6 +78,8 @@ def memory_parts(config: Config, stage: str, num_parameters: int) -> list[Part]:
         rank_bytes = RANK_BYTES
         if not config.learner.gpus_per_rank:
             rank_bytes += learner_state_bytes(config, stage, num_parameters, ranks)
+        elif config.learner.offload_optimizer:
+            rank_bytes += OFFLOADED_BYTES * num_parameters // ranks
         parts.append(Part(label=f"learner.num_ranks={ranks}", count=ranks, each_bytes=rank_bytes))
     if stage == "grpo":
         rewards = config.rewards.num_workers
@@ -83,7 +89,7 @@ def memory_parts(config: Config, stage: str, num_parameters: int) -> list[Part]:
 
 def learner_state_bytes(config: Config, stage: str, num_parameters: int, num_ranks: int) -> int:
     """Weights, gradients, two moments (and float32 master weights under bfloat16) and the KL reference
-    of one rank; ZeRO stage 1 shards the optimizer, 2 the gradients, 3 the weights."""
+    of one rank; ZeRO stage 1 shards the optimizer, 2 the gradients, 3 the weights and the reference."""
     value_bytes = 2 if config.model.dtype == "bfloat16" else 4
     optimizer_bytes = 8 if value_bytes == 4 else 12
     zero = config.learner.zero_stage
@@ -93,7 +99,7 @@ def learner_state_bytes(config: Config, stage: str, num_parameters: int, num_ran
         + optimizer_bytes / (num_ranks if zero >= 1 else 1)
     )
     if stage != "sft" and config.grpo.kl_coef > 0:
-        per_parameter += value_bytes
+        per_parameter += value_bytes / (num_ranks if zero >= 3 else 1)
     return int(per_parameter * num_parameters)
 
 
@@ -148,6 +154,16 @@ def check_disk(config: Config, num_parameters: int, free_bytes: int | None = Non
             f"{gib(free)} free; free some, lower checkpoint.keep_last, or set run.root to another disk"
         )
     return count * each
+
+
+def check_room(folder: Path, num_bytes: int) -> None:
+    """Raises ResourceError when `num_bytes` do not fit where `folder` is or will be."""
+    free = shutil.disk_usage(_existing_parent(folder)).free
+    if num_bytes > free:
+        raise ResourceError(
+            f"not enough disk space for {folder}: {gib(num_bytes)} needed, {gib(free)} free; free some or "
+            "choose another folder"
+        )
 
 
 def _existing_parent(path: Path) -> Path:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from alphadrive.data.cli import add_data_parser
 from alphadrive.errors import AlphaDriveError
 from alphadrive.eval_command import add_eval_parser
+from alphadrive.export_command import add_export_parser
 from alphadrive.predict_command import add_predict_parser
 from alphadrive.resources import put_our_packages_first
 from alphadrive.score_command import add_score_parser
@@ -42,6 +43,7 @@ In the order one uses them:
   alphadrive eval MODEL DATA                          stage 3: what its answers are worth
   alphadrive predict MODEL IMAGE --speed 8.3 ...      one image in, reasoning and plan out
   alphadrive score FILE.jsonl                         the rewards of answers, without any model
+  alphadrive export RUN --out DIR                     its policy, as a model folder for use elsewhere
   alphadrive debug CONFIG                             stage 2 in one process, for breakpoints
 """
 
@@ -143,6 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_eval_parser(commands)
     add_predict_parser(commands)
     add_score_parser(commands)
+    add_export_parser(commands)
     return parser
 
 

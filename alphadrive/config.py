@@ -198,6 +198,10 @@ class LearnerConfig:
     """Memory a rank keeps decoded images in."""
     vision_cache_bytes: int = 256 << 20
     """Memory a rank keeps the features of a frozen vision tower in."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state, and make its step, in the memory of the CPU; needs `zero_stage` 1 to 3."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
 
 
 @dataclass

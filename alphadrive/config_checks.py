@@ -150,6 +150,11 @@ def _arithmetic_problems(config: "Config") -> list[str]:
             f"{grpo.minibatches} x learner.num_ranks={ranks} = {ranks * grpo.minibatches}; use "
             f"{divisors_near(grpo.groups_per_step, ranks * grpo.minibatches)}"
         )
+    if config.learner.offload_optimizer and not config.learner.zero_stage:
+        problems.append(
+            "learner.offload_optimizer=True: stage 0 keeps the optimizer with the weights; set "
+            "learner.zero_stage to 1, 2 or 3"
+        )
     if config.rollout.sync_timeout_s > config.rollout.request_timeout_s:
         problems.append(
             f"rollout.sync_timeout_s={config.rollout.sync_timeout_s} exceeds "

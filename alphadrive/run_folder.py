@@ -8,6 +8,7 @@
       tensorboard/
       rollouts/*.parquet   see `alphadrive.rollout_writer`
       checkpoints/         see `alphadrive.checkpoints`
+      nonfinite/*.json     see `cluster.nonfinite`
       report.html          see `alphadrive.report`
       .lock                held by the process that writes the run
 

@@ -153,8 +153,14 @@ class WeightsFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What one call of `learner.step` did. `metrics` uses the names in `alphadrive.metric_names`."""
+    """What one call of `learner.step` did. `metrics` uses the names in `alphadrive.metric_names`.
+
+    `problem` says what was not finite and kept an update from being made; None when nothing was. With
+    `was_updated` False no update was made at all: the policy of `weight_version` is the one before.
+    """
 
     step: int
     weight_version: WeightVersion
     metrics: dict[str, float]
+    problem: str | None = None
+    was_updated: bool = True

@@ -28,6 +28,8 @@ class Outcome(StrEnum):
     TRAINED = "trained"
     SKIPPED = "skipped"
     DEAD_LETTERED = "dead_lettered"
+    NON_FINITE = "non_finite"
+    """In a step whose loss or gradient was not finite: nothing was learned from it."""
 
 
 class Queries(Protocol):
@@ -90,7 +92,7 @@ class Recorder(Protocol):
         """A group was scored (it may yet be skipped)."""
 
     def stepped(self, result: StepResult, headers: Sequence[GroupHeader], max_lag: int) -> None:
-        """A step was made on these groups."""
+        """A step was made on these groups. Raises NonFiniteError when too many in a row had a `problem`."""
 
     async def evaluate(self, step: int) -> None:
         """Evaluate the policy that the engines hold."""
@@ -188,8 +190,9 @@ async def _train(parts: Parts, schedule: Schedule) -> None:
         if step % schedule.sync_every == 0 or step == schedule.steps or is_eval_due:
             await parts.sync.publish(result.weight_version)
             published = result.weight_version
+        outcome = Outcome.TRAINED if result.was_updated else Outcome.NON_FINITE
         for header in headers:
-            parts.queries.settle(header.ticket, Outcome.TRAINED, has_signal=header.has_signal)
+            parts.queries.settle(header.ticket, outcome, has_signal=header.has_signal)
         buffer.release(headers)
         recorder.stepped(result, headers, max_lag)
         if is_eval_due:

@@ -19,6 +19,7 @@ from alphadrive.data.parquet import DrivingDataset
 from alphadrive.evaluation import evaluate
 from alphadrive.run_folder import RunFolder
 from alphadrive.types import DrivingQuery, GroupHeader, StepResult
+from cluster.nonfinite import NonFiniteSteps
 from cluster.progress import RunProgress
 from cluster.queries import QueryLedger
 from cluster.status import RunStatus
@@ -65,6 +66,7 @@ class GrpoRecorder:
         self._num_step_skipped = self._num_step_tokens = 0
         self._max_lag = 0
         self._step_scored: list[GroupHeader] = []
+        self._nonfinite = NonFiniteSteps(run.path)
 
     def start(self) -> None:
         """Start the clock: everything is up, the loop begins."""
@@ -81,19 +83,22 @@ class GrpoRecorder:
         self._step_scored.append(header)
 
     def stepped(self, result: StepResult, headers: Sequence[GroupHeader], max_lag: int) -> None:
-        """Write and show one step."""
+        """Write and show one step. Raises NonFiniteError at the third in a row that was not finite."""
         now_s = time.monotonic()
         step_s = now_s - self._step_started_s
         self._step_started_s = now_s
         self._max_lag = max(self._max_lag, max_lag)
-        self._num_trained += len(headers)
+        num_trained = len(headers) if result.was_updated else 0
+        self._num_trained += num_trained
         num_groups = len(headers) + self._num_step_skipped
         metrics = result.metrics | {
             names.STEP_S: step_s,
             names.TIME_PER_STEP: step_s,
             names.SYNC_S: self._sync_seconds[-1],
             names.CANARY_DIFF: self._canary_differences[-1],
-            names.END_TO_END_SAMPLES_PER_S: num_groups * self._config.grpo.group_size / step_s,
+            names.END_TO_END_SAMPLES_PER_S: (num_trained + self._num_step_skipped)
+            * self._config.grpo.group_size
+            / step_s,
             names.ROLLOUT_TOKENS_PER_S: self._num_step_tokens / step_s,
             names.SKIPPED_SHARE: self._num_step_skipped / num_groups,
             names.DEAD_LETTERS: float(len(self._ledger.dead_letters)),
@@ -115,6 +120,8 @@ class GrpoRecorder:
             figures["val accuracy"] = f"{self.last_evaluation['val/planning_accuracy']:.1%}"
         self._progress.step(result.step, figures)
         self._status.write(step=result.step, epochs=self._ledger.counts())
+        self._nonfinite.note(result, map(_identity, headers))
+        self._nonfinite.raise_if_too_many()
 
     async def evaluate(self, step: int) -> None:
         """Evaluate on `data.eval`; nothing where there is none. Not counted in samples/s."""
@@ -172,6 +179,7 @@ class GrpoRecorder:
             "skipped_share": self._num_skipped / max(1, num_groups),
             "max_policy_lag": self._max_lag,
             "dead_letters": self._ledger.dead_letters,
+            "nonfinite_steps": self._nonfinite.count,
             "epochs": {str(epoch): counts for epoch, counts in self._ledger.counts().items()},
             "loop_seconds": wall_s,
         }
@@ -214,3 +222,15 @@ def drawn_metrics(drawn: Sequence[GroupHeader]) -> dict[str, float]:
         metrics[names.reward_term_mean(term)] = statistics.fmean(means)
         metrics[names.reward_term_std(term)] = math.sqrt(within + statistics.pvariance(means))
     return metrics
+
+
+def _identity(header: GroupHeader) -> dict[str, object]:
+    """What finds a group in the rollouts, for people."""
+    return {
+        "ticket": header.ticket,
+        "query_id": header.query_id,
+        "oldest_weight_version": str(header.weight_version),
+        "num_tokens": header.num_tokens,
+        "reward_mean": header.reward_mean,
+        "reward_std": header.reward_std,
+    }

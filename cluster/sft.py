@@ -12,6 +12,7 @@ from alphadrive import metric_names as names
 from alphadrive.data.parquet import DrivingDataset
 from cluster.launch import Attempt
 from cluster.learner_group import LearnerGroup
+from cluster.nonfinite import NonFiniteSteps
 from cluster.recorder import LEDGER_FILE
 from cluster.row_order import RowOrder, row_order
 
@@ -55,7 +56,9 @@ def batch_rows(order: RowOrder, num_rows: int, batch_size: int, step: int) -> li
 
 async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
     config = attempt.config
-    num_rows = len(DrivingDataset(config.data.train, config.data.num_rows))
+    dataset = DrivingDataset(config.data.train, config.data.num_rows)
+    num_rows = len(dataset)
+    nonfinite = NonFiniteSteps(attempt.run.path)
     order = row_order(config.data.sampling, Path(config.data.train), num_rows, config.seed)
     stopping = asyncio.Event()
     attempt.stop.on_stop = stopping.set
@@ -64,6 +67,7 @@ async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
     saved_step: int | None = None
     rows = batch_rows(order, num_rows, config.sft.batch_size, attempt.version.step + 1)
     learner.expect_rows(rows)
+    last_loss: float | None = None
     for step in range(attempt.version.step + 1, config.sft.steps + 1):
         if stopping.is_set():
             break
@@ -81,12 +85,17 @@ async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
         attempt.progress.step(step, figures)
         attempt.status.write(step=step)
         num_samples = (step - attempt.version.step) * config.sft.batch_size
+        nonfinite.note(result, ({"row": row, "query_id": dataset.query(row).query_id} for row in rows))
+        if result.was_updated:
+            last_loss = result.metrics[names.SFT_LOSS]
         attempt.summary["sft"] = {
             "steps": step,
             "samples": step * config.sft.batch_size,
             "samples_per_s": num_samples / (time.monotonic() - started_s),
-            "loss": result.metrics[names.SFT_LOSS],
+            "loss": last_loss,
+            "nonfinite_steps": nonfinite.count,
         }
+        nonfinite.raise_if_too_many()
         if step % config.checkpoint.every_steps == 0:
             await _checkpoint(attempt, learner, step)
             saved_step = step

@@ -1,18 +1,18 @@
 """DeepSpeed behind a narrow door: one process group, one engine, a variable number of microbatches a step.
 
     for every microbatch:  loss = engine.forward(...) ... ; engine.backward(loss)
-    then once:             engine.step(learning_rate) -> gradient norm
+    then once:             engine.step(learning_rate) -> gradient norm, whether the update was made
 
 Every rank must run the same number of forwards under ZeRO-3 (each is a collective there), so callers
 agree on it first. The optimizer is torch's AdamW: DeepSpeed's own compile a kernel at first use.
 """
 
-import contextlib
-import logging
 import math
-import os
+import shutil
+import time
 from collections.abc import Callable
-from datetime import timedelta
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,73 +20,20 @@ import torch
 from torch import Tensor, nn
 
 from alphadrive.config import LearnerConfig
-from alphadrive.errors import CheckpointError, LearnerError, NonFiniteError
+from alphadrive.errors import CheckpointError, NonFiniteError
+from learner.deepspeed_setup import deepspeed_config, import_deepspeed
+from learner.resharding import LearnerShape, make_universal, needs_conversion
 
 CHECKPOINT_TAG = "learner"
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+_POLL_S = 0.2
 
 
-def join_process_group(
-    rank: int, world_size: int, master_addr: str, master_port: int, on_gpu: bool
-) -> torch.device:
-    """Join the learner's process group (gloo on CPU, nccl on GPU) and give this rank's device.
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What an optimizer step did: the gradient's norm before clipping, NaN when the update was not made."""
 
-    Uses the group that exists where one process holds several learners one after another. Raises
-    LearnerError when that group is of another shape.
-    """
-    local_rank = rank % max(1, torch.cuda.device_count()) if on_gpu else 0
-    os.environ.update(
-        DS_ACCELERATOR="cuda" if on_gpu else "cpu",
-        RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_RANK=str(local_rank),
-        LOCAL_SIZE=str(world_size),
-        MASTER_ADDR=master_addr,
-        MASTER_PORT=str(master_port),
-    )
-    _import_deepspeed().init_distributed(
-        "nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE_TIMEOUT
-    )
-    joined = (torch.distributed.get_rank(), torch.distributed.get_world_size())
-    if joined != (rank, world_size):
-        raise LearnerError(
-            f"this process is rank {joined[0]} of {joined[1]} already, asked to be rank {rank} of "
-            f"{world_size}; start each learner shape in its own process"
-        )
-    if on_gpu:
-        torch.cuda.set_device(local_rank)
-        return torch.device("cuda", local_rank)
-    return torch.device("cpu")
-
-
-def _import_deepspeed() -> Any:
-    import deepspeed
-    import deepspeed.ops
-    from deepspeed.utils import logger
-
-    logger.setLevel(logging.WARNING)
-    # On CPU, DeepSpeed compiles a shared-memory op for over a minute when the group starts; gloo needs none.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
-def deepspeed_config(learner: LearnerConfig, dtype: str) -> dict[str, Any]:
-    """The DeepSpeed configuration of a learner. bfloat16 keeps float32 master weights and moments."""
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
-        "zero_allow_untested_optimizer": True,
-        # Stage 0 clips in a hook of its own, see `TrainingEngine`.
-        "gradient_clipping": learner.max_grad_norm if learner.zero_stage else 0.0,
-        "zero_optimization": {"stage": learner.zero_stage},
-        "steps_per_print": None,
-    }
-    if learner.zero_stage < 2:
-        config["zero_optimization"]["overlap_comm"] = False
-    if dtype == "bfloat16":
-        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
-    return config
+    grad_norm: float
+    was_applied: bool
 
 
 class TrainingEngine:
@@ -99,6 +46,7 @@ class TrainingEngine:
     def __init__(self, module: nn.Module, learner: LearnerConfig, dtype: str, device: torch.device) -> None:
         self.zero_stage = learner.zero_stage
         self.device = device
+        self._dtype = dtype
         self.world_size = torch.distributed.get_world_size()
         self._max_grad_norm = learner.max_grad_norm
         optimizer = torch.optim.AdamW(
@@ -112,7 +60,7 @@ class TrainingEngine:
         self._hooked_grad_norm: float | None = None
         if self._checks_itself:
             optimizer.register_step_pre_hook(self._clip)
-        self._engine, *_ = _import_deepspeed().initialize(
+        self._engine, *_ = import_deepspeed().initialize(
             model=module.to(device),
             optimizer=optimizer,
             config=deepspeed_config(learner, dtype),
@@ -125,37 +73,39 @@ class TrainingEngine:
         return self._engine(*args)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of `loss` to this step's."""
-        self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
+        """Add the gradient of `loss` to this step's. A loss that is not finite makes the step's gradient so,
+        too: no rank will apply it."""
+        finite_or_nan = torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
+        self._engine.backward(loss * (finite_or_nan * self.world_size), scale_wrt_gas=False)
 
-    def step(self, learning_rate: float) -> float:
-        """Clip, apply the optimizer, forget the gradients. Returns the norm before clipping.
+    def step(self, learning_rate: float) -> StepOutcome:
+        """Clip, apply the optimizer, forget the gradients.
 
-        Raises NonFiniteError, with the weights untouched, when the gradient is not finite on any rank.
+        The update is not made, on any rank, when the gradient is not finite on one of them. Raises
+        NonFiniteError when it was made nevertheless: the weights are then damaged.
         """
-        if self._checks_itself:
-            self._refuse_non_finite_gradients()
+        if self._checks_itself and self._has_non_finite_gradient():
+            self._engine.zero_grad()
+            return StepOutcome(math.nan, was_applied=False)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
+        if not self._engine.was_step_applied():
+            return StepOutcome(math.nan, was_applied=False)
         grad_norm = self._hooked_grad_norm
         if grad_norm is None:
             grad_norm = float(self._engine.get_global_grad_norm())
-        if not self._engine.was_step_applied() or not math.isfinite(grad_norm):
-            raise _non_finite(grad_norm)
-        return grad_norm
+        if not math.isfinite(grad_norm):
+            raise NonFiniteError(
+                f"DeepSpeed applied an update whose gradient has the norm {grad_norm}: the weights are "
+                "damaged; go on from the last checkpoint with --resume"
+            )
+        return StepOutcome(grad_norm, was_applied=True)
 
-    def discard(self) -> None:
-        """Forget the gradients of this step; the weights stay as they are."""
-        with contextlib.suppress(NonFiniteError):
-            self.step(learning_rate=0.0)
-
-    def _refuse_non_finite_gradients(self) -> None:
+    def _has_non_finite_gradient(self) -> bool:
         gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
         is_finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
-        if self.all_reduce([float(not is_finite)], largest=True)[0]:
-            self._engine.zero_grad()
-            raise _non_finite(math.nan)
+        return bool(self.all_reduce([float(not is_finite)], largest=True)[0])
 
     def _clip(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         """Runs just before the optimizer, when the gradients are summed over the ranks."""
@@ -167,7 +117,7 @@ class TrainingEngine:
 
         The tensor is only valid during the call. Shared parameters come once, under their first name.
         """
-        gathered_parameters = _import_deepspeed().zero.GatheredParameters
+        gathered_parameters = import_deepspeed().zero.GatheredParameters
         for name, parameter in self.module.named_parameters():
             with gathered_parameters([parameter], enabled=self.zero_stage == 3):
                 visit(name, parameter.detach())
@@ -179,12 +129,27 @@ class TrainingEngine:
         torch.distributed.all_reduce(tensor, op=operation)
         return tensor.tolist()
 
+    @property
+    def shape(self) -> LearnerShape:
+        """What a checkpoint of this learner must be loaded into."""
+        parameters = dict(self.module.named_parameters())
+        return LearnerShape(
+            num_ranks=self.world_size,
+            zero_stage=self.zero_stage,
+            dtype=self._dtype,
+            parameters={name: list(_whole_shape(each)) for name, each in parameters.items()},
+            frozen=[name for name, each in parameters.items() if not each.requires_grad],
+        )
+
     def save(self, folder: Path, client_state: dict[str, Any]) -> None:
         """Write weights, optimizer and `client_state` of all ranks into `folder`."""
         self._engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, client_state=client_state)
+        if torch.distributed.get_rank() == 0:
+            self.shape.write(folder)
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Read what `save` wrote; gives its `client_state`. Raises CheckpointError.
+        """Read what `save` wrote, by any number of ranks; gives its `client_state`. Raises CheckpointError,
+        before a weight changes when it is another model's.
 
         The files are pickles (DeepSpeed's format): load only folders whose manifest was verified.
         """
@@ -192,16 +157,66 @@ class TrainingEngine:
             raise CheckpointError(
                 f"{folder}: no folder {CHECKPOINT_TAG!r} in it; it is no learner checkpoint"
             )
+        if not needs_conversion(LearnerShape.read(folder), self.shape, folder):
+            return self._load(folder)
+        # The next checkpoint removes what a crash leaves here, see `CheckpointStore.begin`.
+        universal = folder.with_name(f".tmp-universal-{folder.name}")
+        self._on_rank_0(lambda: _convert(folder, universal))
+        self._engine._config.load_universal_checkpoint = True
+        try:
+            client_state = self._load(universal)
+        finally:
+            self._engine._config.load_universal_checkpoint = False
+        torch.distributed.barrier()
+        self._on_rank_0(lambda: shutil.rmtree(universal))
+        return client_state
+
+    def _load(self, folder: Path) -> dict[str, Any]:
+        optimizer = self._engine.optimizer
+        groups = optimizer.param_groups
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         path, client_state = self._engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
         if path is None:
             raise CheckpointError(f"{folder}: DeepSpeed found no complete checkpoint for this rank in it")
+        # This run's configuration counts, and DeepSpeed gives every group the first one's under ZeRO-3.
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        if self.zero_stage in (1, 2):
+            optimizer.clip_grad = self._max_grad_norm
+        # From a universal checkpoint all groups share one step counter, and each would advance it.
+        for state in optimizer.state.values():
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = state["step"].clone()
         return client_state
 
+    def _on_rank_0(self, work: Callable[[], None]) -> None:
+        """Have rank 0 do what may take longer than a collective waits; the others wait. Raises what it
+        raised, and CheckpointError on the other ranks."""
+        is_mine = torch.distributed.get_rank() == 0
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            future = worker.submit(work if is_mine else lambda: None)
+            is_running = has_failed = True
+            while is_running:
+                is_done = future.done()
+                failure = future.exception() if is_done else None
+                running, failed = self.all_reduce(
+                    [float(not is_done), float(failure is not None)], largest=True
+                )
+                is_running, has_failed = bool(running), bool(failed)
+                time.sleep(_POLL_S if is_running else 0)
+        future.result()
+        if has_failed:
+            raise CheckpointError("rank 0 could not prepare the checkpoint; its own error says why")
 
-def _non_finite(grad_norm: float) -> NonFiniteError:
-    return NonFiniteError(
-        f"the gradient of the step is not finite (norm {grad_norm}); the weights were not updated"
-    )
+
+def _whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a parameter that ZeRO-3 may have split."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _convert(folder: Path, universal: Path) -> None:
+    shutil.rmtree(universal, ignore_errors=True)
+    make_universal(folder / CHECKPOINT_TAG, universal / CHECKPOINT_TAG)
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -10,11 +10,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from alphadrive.errors import ModelError
+from alphadrive.model_folder import weight_files
 from alphadrive.types import WeightsFile, WeightVersion
 from alphadrive.weights import WeightDigest, dtype_name
 from learner.engine import TrainingEngine
@@ -60,6 +61,20 @@ def write_weights(weights: dict[str, Tensor], path: Path, version: WeightVersion
 def write_model_folder(weights: dict[str, Tensor], policy: Policy, source: Path, folder: Path) -> None:
     """Write a folder that `from_pretrained` and vLLM load: weights, configuration, and `source`'s tokenizer,
     chat template and processor files."""
+    _write_folder(weights, policy.dtype, source, folder)
+
+
+def convert_model_folder(source: Path, folder: Path, dtype: str) -> None:
+    """Write the model of a folder into another, its weights as `dtype` (`bfloat16` or `float32`)."""
+    target: torch.dtype = getattr(torch, dtype)
+    weights: dict[str, Tensor] = {}
+    for path in weight_files(source):
+        for name, tensor in load_file(path).items():
+            weights[name] = tensor.to(target) if tensor.is_floating_point() else tensor
+    _write_folder(weights, target, source, folder)
+
+
+def _write_folder(weights: dict[str, Tensor], dtype: torch.dtype, source: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in _COPIED_FILES:
         for path in source.glob(pattern):
@@ -70,7 +85,7 @@ def write_model_folder(weights: dict[str, Tensor], policy: Policy, source: Path,
     if not config_file.is_file():
         raise ModelError(f"{config_file}: missing; cannot write a model folder from {source}")
     config = json.loads(config_file.read_text())
-    _set_dtype(config, str(policy.dtype).removeprefix("torch."))
+    _set_dtype(config, str(dtype).removeprefix("torch."))
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

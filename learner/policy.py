@@ -86,6 +86,11 @@ class Policy(nn.Module):
         """Whether nothing of the vision tower is trained."""
         return not any(weight.requires_grad for weight in self.model.base_model.visual.parameters())
 
+    def checkpoint_activations(self) -> None:
+        """Keep only the input of each layer, of language model and vision tower; the backward pass computes
+        the rest again."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
     def prompt_positions(self, prompt_ids: Sequence[int], grid: Grid) -> Tensor:
         """M-RoPE positions (3, P) of a prompt with one image, by the model's own rule."""
         image_token_id = self.model.config.image_token_id

@@ -24,9 +24,10 @@ from learner.batch import TokenBatch, TrainBatch
 from learner.group_batches import TrainGroup, group_batches, start_logprobs
 from learner.minibatches import dealt_groups, shuffled_minibatches
 from learner.objective import LossInputs, grpo_loss, loss_settings, step_normaliser
+from learner.reference import FrozenReference
 from learner.schedule import warmup_then_constant
 from learner.step_metrics import LossStatistics, group_metrics, mean_of_updates
-from learner.trainer import Trainer
+from learner.trainer import Trainer, Update
 
 
 class LearnerRank:
@@ -62,9 +63,9 @@ class LearnerRank:
         )
         self._reference = None
         if config.grpo.kl_coef:
-            self._reference = self._trainer.load_policy(config.grpo.temperature).requires_grad_(False).eval()
-            self._reference.to(self._trainer.device)
-            self._trainer.keep_features_of_reference(self._reference)
+            starting_policy = self._trainer.load_policy(config.grpo.temperature)
+            self._trainer.keep_features_of_reference(starting_policy)
+            self._reference = FrozenReference(starting_policy, config, self._trainer.device)
 
     @property
     def weight_version(self) -> WeightVersion:
@@ -74,10 +75,10 @@ class LearnerRank:
     def step(self, groups: Sequence[ScoredGroup]) -> StepResult:
         """One step on the groups of all ranks; `groups` are this rank's (may be none), dealt out in turn.
 
-        `grpo.epochs` times `grpo.minibatches` optimizer steps make one new weight version. Raises, with the
-        weights untouched: PolicyLagError for a group of another attempt or outside the lag bound,
-        LearnerError for a damaged completion or when no rank has a completion token; NonFiniteError for a
-        loss or gradient that is not finite, with the weights as the optimizer steps before it left them.
+        `grpo.epochs` times `grpo.minibatches` optimizer steps make one new weight version; one whose loss
+        or gradient is not finite is left out, and the result's `problem` says so. Raises, with the weights
+        untouched: PolicyLagError for a group of another attempt or outside the lag bound, LearnerError for a
+        damaged completion or when no rank has a completion token.
         """
         started = time.perf_counter()
         trainer, grpo, step = self._trainer, self.config.grpo, self._trainer.step + 1
@@ -90,17 +91,31 @@ class LearnerRank:
             timings[names.OLD_LOG_PROB_S] = trainer.slowest(time.perf_counter() - started)
         learning_rate = warmup_then_constant(step, grpo.learning_rate, grpo.warmup_steps)
         updates = [
-            metrics
+            update
             for minibatch in self._minibatches(own, step)
-            if (metrics := self._update(minibatch, learning_rate)) is not None
+            if (update := self._update(minibatch, learning_rate)) is not None
         ]
         if not updates:
             raise LearnerError(f"step {step}: no completion tokens on any rank; nothing to train on")
         trainer.step = step
-        metrics = mean_of_updates(updates) | timings | {names.LEARNING_RATE: learning_rate}
+        problems = [update.problem for update, _ in updates if update.problem is not None]
+        # What was not finite would hide the figures of the other optimizer steps.
+        made = [metrics for update, metrics in updates if update.problem is None]
+        metrics = mean_of_updates(made or [metrics for _, metrics in updates]) | timings
+        metrics |= {
+            names.GRAD_SPIKES: float(sum(update.is_spike for update, _ in updates)),
+            names.NONFINITE_UPDATES: float(len(problems)),
+            names.LEARNING_RATE: learning_rate,
+        }
         metrics |= group_metrics(trainer.engine, groups, step - 1, time.perf_counter() - started)
         metrics |= trainer.meter.metrics(trainer.engine, len(groups), metrics[names.UPDATE_S])
-        return StepResult(step=step, weight_version=self.weight_version, metrics=metrics)
+        return StepResult(
+            step=step,
+            weight_version=self.weight_version,
+            metrics=metrics,
+            problem=problems[0] if problems else None,
+            was_updated=bool(made),
+        )
 
     def expect(self, rows: Sequence[int]) -> None:
         """Read the images of dataset rows that this rank will train on soon, in the background."""
@@ -140,7 +155,7 @@ class LearnerRank:
         self._trainer.save_checkpoint(Path(folder))
 
     def load_checkpoint(self, folder: Path) -> None:
-        """Go on from a checkpoint of the same number of ranks. Raises CheckpointError."""
+        """Go on from a checkpoint of any number of ranks. Raises CheckpointError."""
         self._trainer.load_checkpoint(Path(folder))
 
     def close(self) -> None:
@@ -167,8 +182,11 @@ class LearnerRank:
                 places = [dealt[number] for number in numbers]
                 yield [own[place] for owner, place in places if owner == rank]
 
-    def _update(self, groups: Sequence[TrainGroup], learning_rate: float) -> dict[str, float] | None:
-        """One optimizer step on a minibatch. None, and no step, where no rank has a token of it."""
+    def _update(
+        self, groups: Sequence[TrainGroup], learning_rate: float
+    ) -> tuple[Update, dict[str, float]] | None:
+        """One optimizer step on a minibatch, and its metrics. None, and no step, where no rank has a token
+        of it."""
         trainer = self._trainer
         num_tokens, num_completions = trainer.totals(
             sum(group.num_completion_tokens for group in groups),
@@ -185,10 +203,10 @@ class LearnerRank:
             return loss.loss
 
         local_loss = trainer.accumulate(group_batches(trainer, groups), loss_of)
-        loss, grad_norm = trainer.apply(local_loss, learning_rate)
-        return {
-            names.LOSS: loss,
-            names.GRAD_NORM: grad_norm,
+        update = trainer.apply(local_loss, learning_rate)
+        return update, {
+            names.LOSS: update.loss,
+            names.GRAD_NORM: update.grad_norm,
             **statistics.reduced(trainer.engine, num_tokens, divisor),
         }
 
@@ -207,8 +225,4 @@ class LearnerRank:
         )
 
     def _reference_logprobs(self, tokens: TokenBatch) -> Tensor | None:
-        if self._reference is None:
-            return None
-        with torch.no_grad():
-            ref_logprobs_T, _ = self._reference(tokens)
-        return ref_logprobs_T
+        return None if self._reference is None else self._reference.logprobs(tokens)

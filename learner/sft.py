@@ -59,7 +59,8 @@ class SftRank:
     def step(self, rows: Sequence[int]) -> StepResult:
         """One optimizer step on the dataset rows of all ranks; `rows` are this rank's.
 
-        Raises NonFiniteError, with the weights untouched, for a loss or gradient that is not finite.
+        A loss or gradient that is not finite leaves the weights as they are; the result says so as its
+        `problem`.
         """
         started = time.perf_counter()
         trainer, sft, step = self._trainer, self.config.sft, self._trainer.step + 1
@@ -76,21 +77,29 @@ class SftRank:
 
         local_loss = trainer.accumulate(self._batches(targets), loss_of)
         learning_rate = warmup_then_cosine(step, sft.learning_rate, sft.steps, sft.warmup_ratio)
-        loss, grad_norm = trainer.apply(local_loss, learning_rate)
+        update = trainer.apply(local_loss, learning_rate)
         trainer.step = step
         seconds = trainer.engine.all_reduce([time.perf_counter() - started], largest=True)[0]
         entropy_sum = trainer.engine.all_reduce([float(sum(entropies))])[0]
         metrics = {
-            names.SFT_LOSS: loss,
+            names.SFT_LOSS: update.loss,
             names.SFT_ENTROPY: entropy_sum / num_step_tokens,
-            names.SFT_GRAD_NORM: grad_norm,
+            names.SFT_GRAD_NORM: update.grad_norm,
+            names.SFT_GRAD_SPIKES: float(update.is_spike),
+            names.SFT_NONFINITE_UPDATES: float(update.problem is not None),
             names.SFT_LEARNING_RATE: learning_rate,
             names.RESPONSE_LENGTH_MEAN: num_step_tokens / num_samples,
             names.SAMPLES_PER_S: num_samples / seconds,
             names.UPDATE_S: seconds,
         }
         metrics |= trainer.meter.metrics(trainer.engine, len(targets), seconds)
-        return StepResult(step=step, weight_version=self.weight_version, metrics=metrics)
+        return StepResult(
+            step=step,
+            weight_version=self.weight_version,
+            metrics=metrics,
+            problem=update.problem,
+            was_updated=update.problem is None,
+        )
 
     def expect(self, rows: Sequence[int]) -> None:
         """Read the images of dataset rows that this rank will train on soon, in the background."""
@@ -117,7 +126,7 @@ class SftRank:
         self._trainer.save_checkpoint(Path(folder))
 
     def load_checkpoint(self, folder: Path) -> None:
-        """Go on from a checkpoint of the same number of ranks. Raises CheckpointError."""
+        """Go on from a checkpoint of any number of ranks. Raises CheckpointError."""
         self._trainer.load_checkpoint(Path(folder))
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor
 
 from alphadrive.config import Config
-from alphadrive.errors import NonFiniteError
 from alphadrive.processing import PromptProcessor
 from alphadrive.types import WeightsFile, WeightVersion
 from learner.batch import TokenBatch, TokenRow, build_token_batch
 from learner.data_metrics import DataMeter
-from learner.engine import TrainingEngine, join_process_group
+from learner.deepspeed_setup import join_process_group
+from learner.engine import TrainingEngine
 from learner.export import collect_weights, write_model_folder, write_weights
+from learner.gradient_norms import GradientNorms
 from learner.patches import PatchTable
 from learner.policy import Policy
 from learner.rows import RowReader, in_microbatches, prepared_ahead
@@ -37,6 +39,21 @@ class Movable(Protocol):
 
 
 Batch = TypeVar("Batch", bound=Movable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What one optimizer step did, the same on every rank.
+
+    `loss` is that of all ranks, `grad_norm` before clipping (NaN when the update was left out), `is_spike`
+    whether it stands out. `problem` says what was not finite and so kept the weights as they were; None
+    when the update was made.
+    """
+
+    loss: float
+    grad_norm: float
+    is_spike: bool
+    problem: str | None
 
 
 class Trainer:
@@ -57,6 +74,7 @@ class Trainer:
         self.config, self.rank, self.world_size = config, rank, world_size
         self.model_folder = Path(model_folder)
         self.step = 0
+        self.gradient_norms = GradientNorms()
         on_gpu = config.learner.gpus_per_rank > 0
         if not on_gpu:
             torch.set_num_threads(max(1, int(config.learner.cpus_per_rank)))
@@ -77,6 +95,8 @@ class Trainer:
         if self.policy.is_vision_frozen:
             self.policy.frozen_features = self.reader.frozen_features = self._room_for_features()
         self.meter = DataMeter(self.reader.images, [self.policy])
+        if config.learner.activation_checkpointing:
+            self.policy.checkpoint_activations()
         self.policy.train()
         self.engine = TrainingEngine(self.policy, config.learner, config.model.dtype, self.device)
 
@@ -163,20 +183,18 @@ class Trainer:
             total += loss.detach()
         return float(total)
 
-    def apply(self, local_loss: float, learning_rate: float) -> tuple[float, float]:
-        """One optimizer step. Gives the loss over all ranks and the gradient norm before clipping.
+    def apply(self, local_loss: float, learning_rate: float) -> Update:
+        """One optimizer step; left out, on every rank, when a loss or the gradient is not finite on any.
 
-        `step` is counted by the caller, whose steps may be several of the optimizer's. Raises NonFiniteError
-        on every rank, with the weights untouched, when the loss or the gradient is not finite on any of them.
+        `step` is counted by the caller.
         """
         loss = self.engine.all_reduce([local_loss])[0]
-        if not np.isfinite(loss):
-            self.engine.discard()
-            raise NonFiniteError(
-                f"step {self.step + 1}: the loss is {loss}; the weights were not updated: look for a "
-                "learning rate too high or a damaged batch"
-            )
-        return loss, self.engine.step(learning_rate)
+        outcome = self.engine.step(learning_rate)
+        if outcome.was_applied:
+            is_spike = self.gradient_norms.add(outcome.grad_norm)
+            return Update(loss=loss, grad_norm=outcome.grad_norm, is_spike=is_spike, problem=None)
+        problem = "the gradient is not finite" if np.isfinite(loss) else f"the loss is {loss}"
+        return Update(loss=loss, grad_norm=outcome.grad_norm, is_spike=False, problem=problem)
 
     def export_weights(self, path: Path, version: WeightVersion) -> WeightsFile | None:
         """Write the weights for the engines; rank 0 returns what it wrote, the others None."""
@@ -199,13 +217,18 @@ class Trainer:
     def save_checkpoint(self, folder: Path) -> None:
         """Write optimizer, weights, step and random states of all ranks."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.engine.save(folder, {"step": self.step})
+        self.engine.save(folder, {"step": self.step, "gradient_norms": self.gradient_norms.state()})
         torch.save(_random_states(), folder / f"random_rank{self.rank}.pt")
         torch.distributed.barrier()
 
     def load_checkpoint(self, folder: Path) -> None:
-        """Go on from what `save_checkpoint` wrote, with the same number of ranks. Raises CheckpointError."""
-        self.step = int(self.engine.load(folder)["step"])
+        """Go on from what `save_checkpoint` wrote, on any number of ranks. Raises CheckpointError.
+
+        Ranks that the checkpoint does not know keep the random state of their seed.
+        """
+        state = self.engine.load(folder)
+        self.step = int(state["step"])
+        self.gradient_norms = GradientNorms(state["gradient_norms"])
         if self.policy.frozen_features is not None:
             self.policy.frozen_features.forget()
             if self._reference is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from alphadrive.capacity import GIB, check_disk, check_memory, memory_limit_bytes
-from alphadrive.config import Config
+from alphadrive.config import Config, default_config
 from alphadrive.data.parquet import write_records
 from alphadrive.data.records import DrivingRecord
 from alphadrive.errors import ConfigError, DataError, InputError, ModelError, ResourceError
@@ -249,8 +249,18 @@ def test_memory_follows_from_model_precision_sharding_and_devices() -> None:
     assert needed(grpo__kl_coef=0.1) - needed() == 4 * TWO_BILLION
     two_sharded = needed(learner__num_ranks=2, learner__zero_stage=3)
     assert two_sharded < needed(learner__num_ranks=2, learner__zero_stage=0)
-    assert needed(rollout__gpus_per_worker=1.0, learner__gpus_per_rank=1.0) < 5 * GIB
+    split_reference = needed(learner__num_ranks=2, learner__zero_stage=3, grpo__kl_coef=0.1)
+    assert split_reference - two_sharded == 4 * TWO_BILLION
+    on_gpus = {"rollout__gpus_per_worker": 1.0, "learner__gpus_per_rank": 1.0}
+    assert needed(**on_gpus) < 5 * GIB
+    assert needed(**on_gpus, learner__offload_optimizer=True) - needed(**on_gpus) == 16 * TWO_BILLION
     assert needed("sft") < needed() and needed("eval") < needed()
+
+
+def test_an_optimizer_can_be_offloaded_only_where_zero_holds_it() -> None:
+    assert default_config(["learner.offload_optimizer=true"]).learner.offload_optimizer
+    with pytest.raises(ConfigError, match=r"offload_optimizer=True: .* set learner.zero_stage to 1, 2 or 3"):
+        default_config(["learner.offload_optimizer=true", "learner.zero_stage=0"])
 
 
 def test_a_cluster_elsewhere_is_not_measured_by_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

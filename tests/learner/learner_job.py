@@ -19,6 +19,7 @@ from alphadrive.types import (
     RewardBreakdown,
     RolloutGroup,
     ScoredGroup,
+    StepResult,
     VersionSpan,
     WeightVersion,
 )
@@ -76,6 +77,113 @@ def scenario_config(scenario: dict[str, Any]) -> Config:
     return config
 
 
+def outcome_of(result: StepResult) -> dict[str, Any]:
+    return result.metrics | {"problem": result.problem, "was_updated": result.was_updated}
+
+
+def poisoned_gradient(learner: Any, groups: list[ScoredGroup], is_hurt: bool) -> dict[str, Any]:
+    """A step in which the last rank's gradient is not finite."""
+    embeddings = learner._trainer.policy.model.get_input_embeddings()
+    factor = float("nan") if is_hurt else 1.0
+    weight_hook = embeddings.weight.register_hook(lambda gradient: gradient * factor)
+    try:
+        return outcome_of(learner.step(groups))
+    finally:
+        weight_hook.remove()
+
+
+def poisoned_advantages(learner: Any, groups: list[ScoredGroup], is_hurt: bool) -> dict[str, Any]:
+    """A step in which the last rank's loss and gradient are not finite."""
+    if is_hurt:
+        groups = [replace(each, advantages=(float("nan"),) * 3) for each in groups]
+    return outcome_of(learner.step(groups))
+
+
+def poisoned_loss(learner: Any, groups: list[ScoredGroup], is_hurt: bool) -> dict[str, Any]:
+    """A step in which the last rank's loss is not finite, but its gradient is."""
+    trainer = learner._trainer
+    accumulate = trainer.accumulate
+    shift = float("inf") if is_hurt else 0.0
+    trainer.accumulate = lambda batches, loss_of: accumulate(batches, lambda batch: loss_of(batch) + shift)
+    try:
+        return outcome_of(learner.step(groups))
+    finally:
+        del trainer.accumulate
+
+
+POISONS = {
+    "poisoned_gradient": poisoned_gradient,
+    "poisoned_advantages": poisoned_advantages,
+    "poisoned_loss": poisoned_loss,
+}
+
+
+def write_gradient(learner: Any, path: Path) -> None:
+    """Write the whole gradient of the first step, from AdamW's first moments."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+    from safetensors.torch import save_file
+
+    engine = learner._trainer.engine
+    optimizer = engine._engine.optimizer
+    if engine.zero_stage in (1, 2):
+        # DeepSpeed links the states of all groups when only the first group has any.
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
+
+    def first_moment(parameter: Any) -> Any:
+        if not engine.zero_stage:
+            return optimizer.state[parameter]["exp_avg"]
+        return safe_get_full_optimizer_state(parameter, "exp_avg")
+
+    gradients = {
+        name: first_moment(parameter) / (1 - 0.9)
+        for name, parameter in learner._trainer.policy.named_parameters()
+        if parameter.requires_grad
+    }
+    if learner._trainer.rank == 0:
+        save_file({name: gradient.contiguous() for name, gradient in gradients.items()}, path)
+
+
+def optimizer_dtypes(learner: Any, _: None) -> list[str]:
+    """What the optimizer's weights are."""
+    param_groups = learner._trainer.engine._engine.optimizer.param_groups
+    return sorted({str(each.dtype) for group in param_groups for each in group["params"]})
+
+
+def count_layer_forwards(learner: Any, _: None) -> list[int]:
+    """Begin to count how often the first layers of language model and vision tower are computed."""
+    base = learner._trainer.policy.model.base_model
+    counts = [0, 0]
+
+    def count(place: int) -> Any:
+        def hook(module: Any, args: Any) -> None:
+            counts[place] += 1
+
+        return hook
+
+    base.language_model.layers[0].mlp.register_forward_pre_hook(count(0))
+    base.visual.blocks[0].mlp.register_forward_pre_hook(count(1))
+    return counts
+
+
+MEASUREMENTS = {
+    "gradient": write_gradient,
+    "optimizer_dtypes": optimizer_dtypes,
+    "count_layer_forwards": count_layer_forwards,
+}
+
+
+def reference_logprobs(learner: Any, groups: list[ScoredGroup]) -> dict[str, Any]:
+    """The KL reference's log-probabilities of every group, and how many of its weights this rank holds."""
+    trainer = learner._trainer
+    batch = trainer.token_batch([trainer.reader.rollout_row(scored.group) for scored in groups])
+    parameters = list(learner._reference.policy.parameters())
+    return {
+        "logprobs": learner._reference_logprobs(batch).tolist(),
+        "held": sum(getattr(parameter, "ds_tensor", parameter).numel() for parameter in parameters),
+    }
+
+
 def run_call(learner: Any, call: str, argument: Any, rank: int, world_size: int, folder: Path) -> Any:
     """One call on this rank: its result, in JSON's terms. Paths are within the scenario's folder."""
     reader = learner._trainer.reader
@@ -85,24 +193,21 @@ def run_call(learner: Any, call: str, argument: Any, rank: int, world_size: int,
 
     if call == "step":
         return learner.step(groups(*argument)[rank::world_size]).metrics
-    if call == "poisoned_step":
-        embeddings = learner._trainer.policy.model.get_input_embeddings()
-        weight_hook = embeddings.weight.register_hook(lambda gradient: gradient * float("nan"))
-        try:
-            return learner.step(groups(*argument)).metrics
-        finally:
-            weight_hook.remove()
-    if call == "optimizer_dtypes":
-        groups_of_parameters = learner._trainer.engine._engine.optimizer.param_groups
-        return sorted({str(each.dtype) for group in groups_of_parameters for each in group["params"]})
     if call == "flat_step":
         return learner.step([replace(each, advantages=(0.0,) * 3) for each in groups(*argument)]).metrics
     if call == "hollow_step":
         step, number, num_hollow = argument
         return learner.step([hollowed(each, num_hollow) for each in groups(step, number)]).metrics
-    if call == "poisoned_loss":
-        damaged = [replace(each, advantages=(float("nan"),) * 3) for each in groups(*argument)]
-        return learner.step(damaged).metrics
+    if call == "step_of_shares":
+        step, shares = argument
+        start = sum(shares[:rank])
+        return learner.step(groups(step, sum(shares))[start : start + shares[rank]]).metrics
+    if call in POISONS:
+        return POISONS[call](learner, groups(*argument)[rank::world_size], is_hurt=rank == world_size - 1)
+    if call in MEASUREMENTS:
+        return MEASUREMENTS[call](learner, folder / argument if isinstance(argument, str) else argument)
+    if call == "reference":
+        return reference_logprobs(learner, groups(*argument))
     if call == "sft":
         return learner.step(argument[rank::world_size]).metrics
     if call == "score":

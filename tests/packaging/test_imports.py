@@ -22,6 +22,7 @@ COMMANDS = {
     "alphadrive.cli",
     "alphadrive.demo",
     "alphadrive.engine_evaluation",
+    "alphadrive.export_command",
     "alphadrive.score_command",
 }
 """The bodies of commands: they may import every package, but only when they run: `--help` loads nothing
