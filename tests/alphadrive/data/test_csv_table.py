@@ -132,10 +132,21 @@ def test_a_folder_without_tables_and_wrong_options_are_refused(
             ["data", "import", "csv", str(tmp_path / "no"), "--out", str(tmp_path / "o")],
             "expected a CSV table",
         ),
-        ([*base, "--every", "0"], "--every=0.0: expected a number of seconds above 0"),
+        ([*base, "--every", "0"], "--every=0.0: expected 0.01 seconds or more"),
         ([*base, "--max-bad-rows", "-1"], "--max-bad-rows=-1: expected 0 or more"),
         ([*base, "--label-rule", "best"], "expected one of alphadrive, senna"),
     ]:
         assert run(arguments) == 2
         assert expected in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_clock_that_jumps_by_years_makes_two_pieces_of_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = [(start + index / 10, index) for start in (0.0, 1.6e9) for index in range(100)]
+    rows = "".join(f"{time_s:.1f},{index},0,10\n" for time_s, index in times)
+    (tmp_path / "a.csv").write_text(f"time_s,x_m,y_m,speed_mps\n{rows}")
+    dataset = imported(tmp_path / "a.csv", tmp_path / "out", "--labels-only")
+    assert len(dataset) == 28
+    assert "left out: 13 without a whole path" in capsys.readouterr().out
