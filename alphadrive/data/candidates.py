@@ -79,7 +79,7 @@ class CandidateGate:
 
 
 def _digest(query_id: str) -> bytes:
-    return hashlib.blake2b(query_id.encode(), digest_size=8).digest()
+    return hashlib.blake2b(query_id.encode(errors="surrogatepass"), digest_size=8).digest()
 
 
 def _rejected_line(candidate: Candidate, problem: str) -> str:
