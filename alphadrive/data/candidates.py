@@ -85,9 +85,11 @@ def _digest(query_id: str) -> bytes:
 def _rejected_line(candidate: Candidate, problem: str) -> str:
     named = _FIELD.fullmatch(problem)
     field, reason = named.groups() if named else (None, problem)
-    return json.dumps(
+    line = json.dumps(
         {"file": candidate.where, "row": candidate.row, "field": field, "reason": reason}, ensure_ascii=False
     )
+    # A file's name need not be UTF-8; the replacement is JSON's own escape.
+    return line.encode(errors="backslashreplace").decode()
 
 
 def rejected_text(line: str) -> str:

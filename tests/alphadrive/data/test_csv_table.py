@@ -1,6 +1,7 @@
 """Anybody's logs: the documented CSV table becomes rows with labels, navigation and waypoints."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,3 +151,12 @@ def test_a_clock_that_jumps_by_years_makes_two_pieces_of_a_table(
     dataset = imported(tmp_path / "a.csv", tmp_path / "out", "--labels-only")
     assert len(dataset) == 28
     assert "left out: 13 without a whole path" in capsys.readouterr().out
+
+
+def test_a_file_whose_name_is_no_unicode_is_a_bad_row(tmp_path: Path) -> None:
+    name = os.fsdecode(b"drive-\xff.csv")
+    (tmp_path / name).write_text("time_s,x_m,y_m,speed_mps\n0,0,0,1\n")
+    out = tmp_path / "out"
+    assert run(["data", "import", "csv", str(tmp_path), "--out", str(out), "--labels-only"]) == 2
+    (line,) = (out / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["file"] == str(tmp_path / name)
