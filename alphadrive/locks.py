@@ -1,6 +1,6 @@
 """One writer a folder: a lock that the system gives up when its process dies, however it dies.
 
-Taken by run folders and by `alphadrive distill`.
+Taken by run folders, by `alphadrive distill` and by `alphadrive data split`.
 """
 
 import fcntl

@@ -79,15 +79,17 @@ class CandidateGate:
 
 
 def _digest(query_id: str) -> bytes:
-    return hashlib.blake2b(query_id.encode(), digest_size=8).digest()
+    return hashlib.blake2b(query_id.encode(errors="surrogatepass"), digest_size=8).digest()
 
 
 def _rejected_line(candidate: Candidate, problem: str) -> str:
     named = _FIELD.fullmatch(problem)
     field, reason = named.groups() if named else (None, problem)
-    return json.dumps(
+    line = json.dumps(
         {"file": candidate.where, "row": candidate.row, "field": field, "reason": reason}, ensure_ascii=False
     )
+    # A file's name need not be UTF-8; the replacement is JSON's own escape.
+    return line.encode(errors="backslashreplace").decode()
 
 
 def rejected_text(line: str) -> str:

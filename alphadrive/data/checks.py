@@ -44,6 +44,9 @@ def _text_problems(record: DrivingRecord, special_tokens: Sequence[str]) -> Iter
         value = getattr(record, name)
         if not value:
             yield f"{name}: got {value!r}, expected a non-empty text"
+    for name in ("query_id", "scene_id", "split", "source", "label_rule", "navigation", "reasoning"):
+        if _is_broken_text(getattr(record, name) or ""):
+            yield f"{name}: has half of a surrogate pair, expected Unicode text: its JSON is damaged"
     if record.navigation is None:
         yield "navigation: got null, expected a text"
     if record.reasoning is not None and not record.reasoning.strip():
@@ -51,6 +54,15 @@ def _text_problems(record: DrivingRecord, special_tokens: Sequence[str]) -> Iter
     for name, text in (("navigation", record.navigation), ("reasoning", record.reasoning)):
         for token in _tokens_in(text or "", special_tokens):
             yield f"{name}: contains {token!r}, a special token or tag; expected plain words: remove it"
+
+
+def _is_broken_text(text: str) -> bool:
+    """Whether a text cannot be written as UTF-8: JSON may hold such ones, Parquet may not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _tokens_in(text: str, special_tokens: Sequence[str]) -> list[str]:

@@ -35,6 +35,7 @@ _POSITIONS = "global_pose/frame_positions"
 _SPEED = "processed_log/CAN/speed/value"
 _SPEED_TIMES = "processed_log/CAN/speed/t"
 _PARTS = ("global_pose", "processed_log", FRAMES, VIDEO)
+NO_TIME = f"in {FRAMES}/ not named NNNNNN.png after a frame of {_TIMES}"
 _FRAME_NAME = re.compile(r"(\d{6})\.png")
 _WGS84_AXES_M = np.array([6378137.0, 6378137.0, 6356752.314245])
 
@@ -123,6 +124,7 @@ def _candidates(folder: Path, split: str, options: RowOptions) -> Iterator[Candi
     )
     segment = _Segment(folder=folder, route=route, track=track, times=times)
     if (folder / FRAMES).is_dir():
+        yield from _pictures_without_time(segment)
         yield from drive.candidates(_moments_of_pictures(segment, options), options)
         return
     if not (folder / VIDEO).is_file():
@@ -210,6 +212,13 @@ def _east_north(ecef_m: FloatArray) -> tuple[FloatArray, FloatArray]:
     east /= np.linalg.norm(east)
     moved = ecef_m - ecef_m[0]
     return moved @ east, moved @ np.cross(up, east)
+
+
+def _pictures_without_time(segment: _Segment) -> Iterator[Candidate]:
+    for path in (segment.folder / FRAMES).iterdir():
+        name = _FRAME_NAME.fullmatch(path.name)
+        if name is None or int(name.group(1)) >= len(segment.times):
+            yield Candidate(where=str(segment.folder), left_out=NO_TIME)
 
 
 def _moments_of_pictures(segment: _Segment, options: RowOptions) -> Iterator[Moment]:

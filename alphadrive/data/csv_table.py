@@ -24,6 +24,8 @@ from alphadrive.errors import DataError
 SOURCE = "csv"
 REQUIRED = ("time_s", "x_m", "y_m", "speed_mps")
 COLUMNS = ("image", *REQUIRED, "yaw_rad", "navigation")
+_LONG_BREAK_S = 60.0
+"""With `labels_only`, no moments are looked for within a longer break: a clock may jump by years."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,10 +118,14 @@ def _moments_of_images(file: Path, name: str, table: _Table, options: RowOptions
 
 def _moments_of_grid(file: Path, name: str, table: _Table, options: RowOptions) -> Iterator[Moment]:
     times = np.array([numbers[0] for numbers in table.numbers])
-    for number in range(int((times[-1] - times[0]) / options.every_s) + 1):
+    number, last = 0, int((times[-1] - times[0]) / options.every_s)
+    while number <= last:
         time_s = float(times[0]) + number * options.every_s
         index = max(int(np.searchsorted(times, time_s, side="right")) - 1, 0)
         yield _moment(file, name, table, index, time_s, None)
+        number += 1
+        if index + 1 < len(times) and times[index + 1] - times[index] > _LONG_BREAK_S:
+            number = max(number, math.ceil((times[index + 1] - times[0]) / options.every_s))
 
 
 def _moment(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _PLAIN_EVERY_S = 10.0
 _BAR_EVERY_S = 0.2
+_MIN_EVERY_S = 0.01
 _TRAJECTORY = "plans, waypoints and, where the source has none, navigation come from the trajectory"
 
 
@@ -125,8 +126,8 @@ def _row_options(args: argparse.Namespace, every_s: float = 0.5) -> "RowOptions"
     from alphadrive.data.drive_rows import RowOptions
     from alphadrive.data.labels import make_rule
 
-    if not 0 < every_s < float("inf"):
-        raise ConfigError(f"--every={every_s}: expected a number of seconds above 0")
+    if not _MIN_EVERY_S <= every_s < float("inf"):
+        raise ConfigError(f"--every={every_s}: expected {_MIN_EVERY_S:g} seconds or more")
     return RowOptions(
         rule=make_rule(args.label_rule, args.rule_param),
         near=args.near_threshold,

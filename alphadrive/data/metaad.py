@@ -74,11 +74,15 @@ def json_objects(file: Path) -> Iterator[tuple[Any, float]]:
     """
     num_bytes = max(file.stat().st_size, 1)
     decoder = json.JSONDecoder()
-    text, num_read, ended = "", 0, False
+    text, num_read, num_open, ended = "", 0, 0, False
     with file.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as stream:
         while True:
-            text = text.lstrip(_BETWEEN)
+            rest = text.lstrip(_BETWEEN)
+            between, text = text[: len(text) - len(rest)], rest
+            num_open += between.count("[") - between.count("]")
             if not text and ended:
+                if num_open > 0:
+                    raise DataError(f"{file}: ends within its list, after {num_read} objects; fetch it again")
                 return
             try:
                 value, end = decoder.raw_decode(text)

@@ -9,7 +9,8 @@ import math
 
 import numpy as np
 
-from alphadrive.data.trajectory import HORIZON_S, MOVING_MPS, STEP_S, FloatArray, Track
+from alphadrive.data.checks import MAX_SPEED_MPS
+from alphadrive.data.trajectory import HORIZON_S, MOVING_MPS, STEP_S, BoolArray, FloatArray, Track
 from alphadrive.prompts import NO_NAVIGATION
 
 NAVIGATION_RULE = "path-ahead/1"
@@ -19,6 +20,9 @@ TURN_OVER_M = 30
 ROUND_TO_M = 50
 MIN_KNOWN_M = 50.0
 _MAX_BREAK_S = 1.0
+_MAX_STEP_M = 2 * MAX_SPEED_MPS * STEP_S
+"""A longer step is a jump, which rows near it are rejected for; it must not lengthen the path by metres that
+would all have to be held."""
 
 
 class PathAhead:
@@ -33,9 +37,9 @@ class PathAhead:
 
     def __init__(self, track: Track) -> None:
         self._track = track
-        first, last = float(track.time_s[0]), float(track.time_s[-1])
-        self._time = np.arange(first, last + STEP_S / 2, STEP_S)
-        steps = np.hypot(*np.diff(track.positions(self._time), axis=0).T)
+        is_break = np.diff(track.time_s) > _MAX_BREAK_S
+        self._time = _grid(track.time_s, is_break)
+        steps = np.hypot(*np.diff(track.positions(self._time), axis=0).T).clip(max=_MAX_STEP_M)
         moving = track.speeds(self._time) > MOVING_MPS
         self._way = np.concatenate([[0.0], np.cumsum(np.where(moving[1:], steps, 0.0))])
         self._course_by_m = np.zeros(0)
@@ -43,7 +47,7 @@ class PathAhead:
             course = np.unwrap(track.courses(self._time[moving]))
             metres = np.arange(0.0, self._way[-1] + 1.0)
             self._course_by_m = np.interp(metres, self._way[moving], course)
-        self._breaks = track.time_s[:-1][np.diff(track.time_s) > _MAX_BREAK_S]
+        self._breaks = track.time_s[:-1][is_break]
 
     def command(self, time_s: float) -> str:
         """The navigation command at a moment of the drive."""
@@ -59,6 +63,18 @@ class PathAhead:
             distance_m = math.ceil((horizon + ahead_m - here) / ROUND_TO_M) * ROUND_TO_M
             return f"turn {side} in {max(distance_m, ROUND_TO_M)} m"
         return "go straight" if end - horizon >= MIN_KNOWN_M else NO_NAVIGATION
+
+
+def _grid(time_s: FloatArray, is_break: BoolArray) -> FloatArray:
+    """Steps of 0.1 s from the first time, those within long breaks left out: however long the breaks, as
+    many as the recording has."""
+    places = (time_s - time_s[0]) / STEP_S
+    breaks = np.flatnonzero(is_break)
+    starts = np.floor(places[np.concatenate([[0], breaks + 1])])
+    stops = np.concatenate([np.ceil(places[breaks]) + 1, np.ceil(places[-1:] + 0.5)])
+    numbers = [np.arange(start, stop) for start, stop in zip(starts, stops, strict=True)]
+    grid: FloatArray = time_s[0] + STEP_S * np.unique(np.concatenate(numbers))
+    return grid
 
 
 def _first_turn(course_deg: FloatArray) -> tuple[int, str] | None:

@@ -24,7 +24,7 @@ def resolve_under(root: Path, name: str) -> Path:
     try:
         resolved = (root / relative).resolve(strict=True)
         is_regular = stat.S_ISREG(resolved.stat().st_mode)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UnicodeEncodeError) as error:
         raise DataError(f"path {name!r}: no such file under {root}") from error
     if not resolved.is_relative_to(root.resolve()):
         raise DataError(f"path {name!r}: leads out of {root} through a link")

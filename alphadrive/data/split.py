@@ -9,13 +9,14 @@ import hashlib
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from alphadrive.data.parquet import DrivingDataset, write_records
 from alphadrive.data.records import DrivingRecord
 from alphadrive.data.scan import scan
 from alphadrive.errors import ConfigError, DataError
+from alphadrive.locks import LOCK_FILE, take_lock
 
 REST = "train"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -71,7 +72,7 @@ def split_dataset(folder: Path, out: Path, shares: Mapping[str, float], seed: in
     """Write `out/NAME` for every share and `out/train` for the rest, the `split` column set accordingly.
 
     Streams; the folders get their names once all are complete. Raises DataError when a side would be
-    empty or a folder is there already.
+    empty or a folder is there already, RunFolderError when another process is writing there.
     """
     names = [REST, *shares]
     rows, scenes = _counted(folder, shares, seed)
@@ -84,6 +85,17 @@ def split_dataset(folder: Path, out: Path, shares: Mapping[str, float], seed: in
                 "whole, so choose larger shares, another --seed, or more scenes"
             )
     dataset = DrivingDataset(folder)
+    with take_lock(out, "another process is splitting a dataset into this folder; wait, or choose another"):
+        try:
+            _write_sides(dataset, out, names, shares, seed)
+        finally:
+            (out / LOCK_FILE).unlink(missing_ok=True)
+    return [Side(out / name, rows[name], scenes[name]) for name in names]
+
+
+def _write_sides(
+    dataset: DrivingDataset, out: Path, names: Sequence[str], shares: Mapping[str, float], seed: int
+) -> None:
     parts = {name: out / f".{name}.part" for name in names}
     try:
         for name, part in parts.items():
@@ -96,7 +108,6 @@ def split_dataset(folder: Path, out: Path, shares: Mapping[str, float], seed: in
     finally:
         for part in parts.values():
             shutil.rmtree(part, ignore_errors=True)
-    return [Side(out / name, rows[name], scenes[name]) for name in names]
 
 
 def _counted(folder: Path, shares: Mapping[str, float], seed: int) -> tuple[Counter[str], Counter[str]]:

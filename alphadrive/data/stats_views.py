@@ -15,6 +15,7 @@ from alphadrive.html_page import write_page
 from alphadrive.report_charts import bar_chart
 
 _SHOWN_TEXTS = 12
+_MAX_BINS = 100
 
 
 def print_stats(folder: Path, stats: DatasetStats, console: Console | None = None) -> None:
@@ -38,7 +39,7 @@ def write_stats_page(path: Path, folder: Path, stats: DatasetStats) -> None:
     total = stats.num_rows
     plans = [plan for plan, _ in _most(stats.recorded | stats.acceptable, None)]
     words = [*SPEEDS, *PATHS]
-    bins = range(min(stats.speed_bins, default=0), max(stats.speed_bins, default=0) + 1, SPEED_BIN_MPS)
+    bins = _bins(stats.speed_bins)
     accepted = sorted(stats.num_plans)
     charts = [
         bar_chart("Plans", plans, _both(plans, stats.recorded, stats.acceptable), total),
@@ -64,6 +65,12 @@ def write_stats_page(path: Path, folder: Path, stats: DatasetStats) -> None:
     )
     head = f"<h1>{escape(str(folder))}</h1><table>{rows}</table><h2>Counts</h2>"
     write_page(path, f"{folder}: statistics", f"{head}<div class='charts'>{''.join(charts)}</div>")
+
+
+def _bins(counts: Mapping[int, int]) -> Sequence[int]:
+    """All bins from the lowest to the highest; those that occur alone where that would be endless."""
+    every = range(min(counts, default=0), max(counts, default=0) + 1, SPEED_BIN_MPS)
+    return every if every.stop - every.start <= _MAX_BINS * SPEED_BIN_MPS else sorted(counts)
 
 
 def _facts(stats: DatasetStats) -> list[tuple[str, str]]:

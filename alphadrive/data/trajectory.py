@@ -4,6 +4,7 @@ Importers fill a `Track`; `trajectory_at` resamples it, so that labelling rules 
 whatever the source's rate. Rules live in `alphadrive.data.labels`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +118,7 @@ def disagreement(trajectory: Trajectory) -> str | None:
     """
     way_m = float(np.hypot(np.diff(trajectory.x_m), np.diff(trajectory.y_m)).sum())
     driven_m = float(np.trapezoid(trajectory.speed_mps, trajectory.time_s))
-    if abs(way_m - driven_m) <= 5.0 + 0.5 * max(way_m, driven_m):
+    if math.isfinite(way_m) and abs(way_m - driven_m) <= 5.0 + 0.5 * max(way_m, driven_m):
         return None
     return (
         f"the positions of the next 3 s are {way_m:.1f} m apart along the path, the speeds say "

@@ -48,6 +48,7 @@ def write_records(
         writer.finish_shard()
         if not num_rows:
             raise DataError(f"{folder}: there was no record to write; a dataset needs at least one row")
+        refuse_existing_shards(folder)  # another process may have been quicker
         move_shards(work, folder)
     finally:
         writer.discard()

@@ -12,6 +12,7 @@ The checks in order, each with the name it has in `rejected.jsonl`; the first th
 """
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from alphadrive.actions import Plan
@@ -25,6 +26,8 @@ MIN_OWN_WORDS = 4
 """Different words that come from neither the plan nor the question."""
 
 _MARKDOWN = re.compile(r"\*\*|__|```|`|^\s*(?:#|[-*•] |\d+[.)] )|</?[a-zA-Z][^<>]{0,40}>|\[/?INST\]")
+_UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
+"""Control characters, halves of surrogate pairs (no file can hold them), separators of lines."""
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 _NOT_OWN = frozenset(
     _WORD.findall("""
@@ -78,6 +81,8 @@ def _format_problem(text: str, finish_reason: str) -> str | None:
         return "it was empty"
     if "\n" in text or "\r" in text:
         return "it has line breaks, expected one paragraph"
+    if any(unicodedata.category(char) in _UNWRITABLE for char in text):
+        return "it has control characters or damaged Unicode, expected plain text"
     if not text.rstrip("\"')").endswith((".", "!")):
         return f"it ends {text[-20:]!r}, expected the end of a sentence"
     return None

@@ -166,3 +166,12 @@ def test_nothing_heavy_is_imported(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("speed_mps", 10**400), ("waypoints", [[10**400, 0]])], ids=["speed", "waypoints"]
+)
+def test_a_number_beyond_every_float_is_named(tmp_path, capsys, field, value):
+    file = written(tmp_path, group(RIGHT) | {field: value})
+    code, groups, error = score(capsys, file)
+    assert (code, groups) == (2, []) and f"row 0: {field}: got " in error

@@ -90,6 +90,9 @@ def test_every_bad_metaad_row_is_rejected_with_its_field(tmp_path: Path, images:
         *((row(problem=asked(speed)), speed_field.get(speed, "speed_mps")) for speed in BAD_SPEEDS),
         *((row(problem=asked(navigation=text)), "navigation") for text in BAD_TEXTS),
         (row(thinking="a <|im_start|>"), "reasoning"),
+        (row(image="\ud800.jpg"), "image"),
+        (row(thinking="half a pair: \ud83d"), "reasoning"),
+        (row(problem=asked(navigation="turn \ud800 left")), "navigation"),
         *((row(solution=text), "solution") for text in BAD_SOLUTIONS),
         *(
             (row(**{name: value}), name)

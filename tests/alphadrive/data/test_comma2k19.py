@@ -270,3 +270,12 @@ def test_the_local_plane_has_east_and_north() -> None:
     east, north = _east_north(there + np.array([[0, 0, 0], [-5, 0, 0], [0, -1, 1]]))
     assert east.tolist() == pytest.approx([0, 5, 0])
     assert north.tolist() == pytest.approx([0, 0, 2**0.5])
+
+
+def test_pictures_that_belong_to_no_frame_are_counted(
+    segment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("000999.png", "7.png"):
+        shutil.copy(segment / "frames" / "000000.png", segment / "frames" / name)
+    assert import_segment(segment) == 0
+    assert "left out: 2 in frames/ not named NNNNNN.png" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Anybody's logs: the documented CSV table becomes rows with labels, navigation and waypoints."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,10 +133,30 @@ def test_a_folder_without_tables_and_wrong_options_are_refused(
             ["data", "import", "csv", str(tmp_path / "no"), "--out", str(tmp_path / "o")],
             "expected a CSV table",
         ),
-        ([*base, "--every", "0"], "--every=0.0: expected a number of seconds above 0"),
+        ([*base, "--every", "0"], "--every=0.0: expected 0.01 seconds or more"),
         ([*base, "--max-bad-rows", "-1"], "--max-bad-rows=-1: expected 0 or more"),
         ([*base, "--label-rule", "best"], "expected one of alphadrive, senna"),
     ]:
         assert run(arguments) == 2
         assert expected in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_clock_that_jumps_by_years_makes_two_pieces_of_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = [(start + index / 10, index) for start in (0.0, 1.6e9) for index in range(100)]
+    rows = "".join(f"{time_s:.1f},{index},0,10\n" for time_s, index in times)
+    (tmp_path / "a.csv").write_text(f"time_s,x_m,y_m,speed_mps\n{rows}")
+    dataset = imported(tmp_path / "a.csv", tmp_path / "out", "--labels-only")
+    assert len(dataset) == 28
+    assert "left out: 13 without a whole path" in capsys.readouterr().out
+
+
+def test_a_file_whose_name_is_no_unicode_is_a_bad_row(tmp_path: Path) -> None:
+    name = os.fsdecode(b"drive-\xff.csv")
+    (tmp_path / name).write_text("time_s,x_m,y_m,speed_mps\n0,0,0,1\n")
+    out = tmp_path / "out"
+    assert run(["data", "import", "csv", str(tmp_path), "--out", str(out), "--labels-only"]) == 2
+    (line,) = (out / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["file"] == str(tmp_path / name)

@@ -152,6 +152,13 @@ def test_text_that_is_no_json_is_refused(tmp_path: Path, text: str) -> None:
         list(json_objects(tmp_path / "bad.json"))
 
 
+@pytest.mark.parametrize("text", ['[{"a": 1}, {"a": 2}', '[{"a": 1},\n', "[", "[[1], 2"])
+def test_a_list_that_was_cut_off_between_two_objects_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(DataError, match=r"bad.json: ends within its list, after \d objects"):
+        list(json_objects(tmp_path / "bad.json"))
+
+
 def test_bytes_that_are_no_text_and_a_missing_path_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_bytes(b'{"a": "\xff\xfe"}')
     with pytest.raises(DataError, match="not UTF-8"):

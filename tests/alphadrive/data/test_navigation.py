@@ -61,3 +61,16 @@ def test_a_stop_on_the_way_does_not_hide_the_turn() -> None:
 
 def test_a_drive_that_never_moves_has_no_command() -> None:
     assert PathAhead(make_track([0.0] * 100)).command(0.0) == NO_NAVIGATION
+
+
+@pytest.mark.parametrize(("shift_s", "shift_m"), [(1.6e9, 0.0), (0.0, 1e13), (0.0, 1e300)])
+def test_a_clock_or_a_position_that_jumps_far_takes_no_memory(shift_s: float, shift_m: float) -> None:
+    track = make_track([10.0] * 400, 60.0, LEFT)
+    is_late = track.time_s > 30.0
+    jumped = Track(
+        time_s=track.time_s + np.where(is_late, shift_s, 0.0),
+        x_m=track.x_m + np.where(is_late, shift_m, 0.0),
+        y_m=track.y_m,
+        speed_mps=track.speed_mps,
+    )
+    assert PathAhead(jumped).command(0.0) == "turn left in 100 m"

@@ -189,6 +189,18 @@ def test_an_interrupted_write_leaves_no_shard(tmp_path: Path, make_record: MakeR
     assert list(tmp_path.iterdir()) == []
 
 
+def test_of_two_writers_the_slower_one_is_refused(tmp_path: Path, make_record: MakeRecord) -> None:
+    def slow() -> Iterator[DrivingRecord]:
+        yield make_record(0)
+        write_records((make_record(index) for index in range(1, 30)), tmp_path / "quick", rows_per_shard=10)
+        for shard in (tmp_path / "quick").iterdir():
+            shard.rename(tmp_path / "data" / shard.name)
+
+    with pytest.raises(DataError, match="already holds 3 shards"):
+        write_records(slow(), tmp_path / "data")
+    assert len(DrivingDataset(tmp_path / "data")) == 29
+
+
 def test_writing_over_a_dataset_or_writing_nothing_is_refused(
     tmp_path: Path, make_record: MakeRecord
 ) -> None:

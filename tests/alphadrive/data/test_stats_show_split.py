@@ -19,6 +19,7 @@ from alphadrive.data.show import Condition, choose_rows
 from alphadrive.data.split import split_of
 from alphadrive.data.stats import MAX_DISTINCT, OTHERS, dataset_stats
 from alphadrive.errors import ConfigError, DataError
+from alphadrive.locks import take_lock
 
 MakeRecord = Callable[..., DrivingRecord]
 
@@ -143,7 +144,7 @@ def test_rows_are_chosen_by_patterns_and_spread_over_the_dataset(drives: Path) -
         (["split", "DATA", "--out", "OUT", "--share", "eval=1e-9"], "none of its 6 scenes falls to 'eval'"),
         (
             ["split", "DATA", "--out", "DATA/part-00000.parquet", "--share", "eval=0.5"],
-            "cannot be written",
+            "cannot write the folder",
         ),
     ],
 )
@@ -233,3 +234,21 @@ def test_training_and_evaluation_rows_must_be_of_different_scenes(
     check_apart(tmp_path / "a", tmp_path / "b", num_train=4)
     check_apart(tmp_path / "b", tmp_path / "a", num_evaluation=4)
     check_apart(tmp_path / "a", tmp_path / "a")
+
+
+def test_a_huge_speed_makes_no_endless_page(tmp_path: Path, make_record: MakeRecord) -> None:
+    write_records([make_record(0), make_record(1, speed_mps=1e12)], tmp_path / "data")
+    page = tmp_path / "stats.html"
+    assert run_command(["data", "stats", str(tmp_path / "data"), "--out", str(page)]) == 0
+    assert "4 to 6" in page.read_text()
+
+
+def test_a_folder_that_another_split_is_writing_is_refused(
+    drives: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = drives.parent / "parts"
+    command = ["data", "split", str(drives), "--share", "eval=0.5", "--out", str(out)]
+    with take_lock(out, "taken"):
+        assert run_command(command) == 2
+    assert "another process is splitting" in capsys.readouterr().err
+    assert run_command(command) == 0

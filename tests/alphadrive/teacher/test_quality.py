@@ -40,6 +40,9 @@ def test_good_answer_passes():
         ("   ", "format"),
         ("The light is red.\n\nSo come to a stop behind the line and wait.", "format"),
         ("The light ahead is red and people cross the road, so come to a", "format"),
+        (GOOD.replace("red", "red \ud83d"), "format"),  # half of a surrogate pair: no file takes it
+        (GOOD.replace("red", "red \x1b[31m"), "format"),
+        (GOOD.replace(" and", ".\u2028So"), "format"),
         (f"<think> {GOOD} </think> ok.", "markup"),
         (f"{GOOD}<|im_end|>.", "markup"),
         (GOOD.replace("red", "**red**"), "markup"),
