@@ -55,6 +55,7 @@ class FakeSystem:
         return GroupHeader(
             ticket=ticket,
             query_id=query.query_id,
+            row=query.row,
             weight_version=self.version,
             reward_mean=1.0,
             reward_std=0.5,
@@ -68,6 +69,12 @@ class FakeSystem:
 
     async def score(self, group: object) -> object:
         return group
+
+    def expect(self, place: int, row: int) -> None:
+        pass
+
+    def expect_rows(self, rows: list[int]) -> None:
+        pass
 
     async def step(self, scored: list[object]) -> StepResult:
         await asyncio.sleep(1.0)
