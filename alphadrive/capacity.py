@@ -60,9 +60,12 @@ def memory_limit_bytes() -> int:
     return min(limits)
 
 
-def memory_parts(config: Config, stage: str, num_parameters: int) -> list[Part]:
+def memory_parts(config: Config, stage: str, num_parameters: int, num_adapter: int = 0) -> list[Part]:
     """The processes of a stage and the memory each needs. Those on GPUs count without model states, but
-    with an offloaded optimizer."""
+    with an offloaded optimizer.
+
+    `num_adapter` are the parameters that LoRA adds and trains instead of the weights; 0 without LoRA.
+    """
     value_bytes = 2 if config.model.dtype == "bfloat16" else 4
     weights_bytes = value_bytes * num_parameters
     parts = [Part(label="driver and Ray", count=1, each_bytes=BASE_BYTES)]
@@ -77,9 +80,9 @@ def memory_parts(config: Config, stage: str, num_parameters: int) -> list[Part]:
         ranks = config.learner.num_ranks if stage != "debug" else 1
         rank_bytes = RANK_BYTES
         if not config.learner.gpus_per_rank:
-            rank_bytes += learner_state_bytes(config, stage, num_parameters, ranks)
+            rank_bytes += learner_state_bytes(config, stage, num_parameters, ranks, num_adapter)
         elif config.learner.offload_optimizer:
-            rank_bytes += OFFLOADED_BYTES * num_parameters // ranks
+            rank_bytes += OFFLOADED_BYTES * (num_adapter or num_parameters) // ranks
         parts.append(Part(label=f"learner.num_ranks={ranks}", count=ranks, each_bytes=rank_bytes))
     if stage == "grpo":
         rewards = config.rewards.num_workers
@@ -87,30 +90,41 @@ def memory_parts(config: Config, stage: str, num_parameters: int) -> list[Part]:
     return parts
 
 
-def learner_state_bytes(config: Config, stage: str, num_parameters: int, num_ranks: int) -> int:
+def learner_state_bytes(
+    config: Config, stage: str, num_parameters: int, num_ranks: int, num_adapter: int = 0
+) -> int:
     """Weights, gradients, two moments (and float32 master weights under bfloat16) and the KL reference
-    of one rank; ZeRO stage 1 shards the optimizer, 2 the gradients, 3 the weights and the reference."""
+    of one rank; ZeRO stage 1 shards the optimizer, 2 the gradients, 3 the weights and the reference.
+
+    With LoRA all weights are held, only the adapter's have gradients and moments, and the reference is the
+    model itself.
+    """
     value_bytes = 2 if config.model.dtype == "bfloat16" else 4
     optimizer_bytes = 8 if value_bytes == 4 else 12
     zero = config.learner.zero_stage
-    per_parameter = (
-        value_bytes / (num_ranks if zero >= 3 else 1)
-        + value_bytes / (num_ranks if zero >= 2 else 1)
-        + optimizer_bytes / (num_ranks if zero >= 1 else 1)
-    )
-    if stage != "sft" and config.grpo.kl_coef > 0:
-        per_parameter += value_bytes / (num_ranks if zero >= 3 else 1)
-    return int(per_parameter * num_parameters)
+    trained = num_adapter or num_parameters
+    needed = (num_parameters + num_adapter) * value_bytes / (num_ranks if zero >= 3 else 1)
+    needed += trained * value_bytes / (num_ranks if zero >= 2 else 1)
+    needed += trained * optimizer_bytes / (num_ranks if zero >= 1 else 1)
+    if stage != "sft" and config.grpo.kl_coef > 0 and not num_adapter:
+        needed += num_parameters * value_bytes / (num_ranks if zero >= 3 else 1)
+    return int(needed)
 
 
-def check_memory(config: Config, stage: str, num_parameters: int, limit_bytes: int | None = None) -> int:
-    """The memory a stage needs at least, in bytes.
+def check_memory(
+    config: Config,
+    stage: str,
+    num_parameters: int,
+    limit_bytes: int | None = None,
+    num_adapter: int = 0,
+) -> int:
+    """The memory a stage needs at least, in bytes; `num_adapter` as in `memory_parts`.
 
     Raises ResourceError with the whole sum, and how many rollout workers would fit, when that is more
     than `limit_bytes` (this machine's, when not given). A cluster named by RAY_ADDRESS is not this
     machine: there only the sum is returned.
     """
-    parts = memory_parts(config, stage, num_parameters)
+    parts = memory_parts(config, stage, num_parameters, num_adapter)
     needed = sum(part.total_bytes for part in parts)
     limit = memory_limit_bytes() if limit_bytes is None else limit_bytes
     if needed <= limit or (limit_bytes is None and os.environ.get("RAY_ADDRESS")):
@@ -131,20 +145,24 @@ def _advice(parts: list[Part], needed: int, limit: int) -> str:
     return "use a smaller model, more memory, or GPUs for engines and learner"
 
 
-def checkpoint_bytes(config: Config, num_parameters: int) -> int:
-    """Size of a checkpoint: the model, the learner's weights, and its optimizer state with master weights."""
+def checkpoint_bytes(config: Config, num_parameters: int, num_adapter: int = 0) -> int:
+    """Size of a checkpoint: the model, the adapter, the trained weights in the learner's own form, and their
+    optimizer state with master weights. `num_adapter` as in `memory_parts`."""
     value_bytes = 2 if config.model.dtype == "bfloat16" else 4
-    return (2 * value_bytes + 12) * num_parameters
+    trained = num_adapter or num_parameters
+    return value_bytes * (num_parameters + num_adapter) + (value_bytes + 12) * trained
 
 
-def check_disk(config: Config, num_parameters: int, free_bytes: int | None = None) -> int:
-    """The disk space a run's checkpoints need at most, in bytes.
+def check_disk(
+    config: Config, num_parameters: int, free_bytes: int | None = None, num_adapter: int = 0
+) -> int:
+    """The disk space a run's checkpoints need at most, in bytes; `num_adapter` as in `memory_parts`.
 
     Old checkpoints are removed only once a newer one is complete, so one more than
     `checkpoint.keep_last` must fit. Raises ResourceError when it does not.
     """
     count = config.checkpoint.keep_last + 1
-    each = checkpoint_bytes(config, num_parameters)
+    each = checkpoint_bytes(config, num_parameters, num_adapter)
     folder = _existing_parent(Path(config.run.root) / config.run.name)
     free = shutil.disk_usage(folder).free if free_bytes is None else free_bytes
     if count * each > free:

@@ -202,6 +202,12 @@ class LearnerConfig:
     """Keep the optimizer's state, and make its step, in the memory of the CPU; needs `zero_stage` 1 to 3."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
+    lora_rank: int = 0
+    """Rank of the LoRA adapters that are trained instead of the weights; 0 trains the weights."""
+    lora_alpha: int = 32
+    """The adapters' contribution is scaled by `lora_alpha / lora_rank`."""
+    lora_targets: str = r"model\.language_model\..*_proj"
+    """A regular expression for the whole names of the linear modules that get adapters."""
 
 
 @dataclass

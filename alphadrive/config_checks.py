@@ -4,6 +4,7 @@ Pure; called by `alphadrive.config.load_config`. Every problem is found before a
 """
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 from alphadrive.errors import ConfigError
@@ -58,6 +59,7 @@ _POSITIVE = [
     "rewards.trajectory_cap_m",
     "rewards.judge_timeout_s",
     "learner.max_grad_norm",
+    "learner.lora_alpha",
 ]
 _AT_LEAST_ZERO = [
     "grpo.max_policy_lag",
@@ -73,6 +75,7 @@ _AT_LEAST_ZERO = [
     "learner.gpus_per_rank",
     "learner.image_cache_bytes",
     "learner.vision_cache_bytes",
+    "learner.lora_rank",
 ]
 _CHOICES: dict[str, tuple[object, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
@@ -117,6 +120,12 @@ def _range_problems(config: "Config") -> list[str]:
     if config.model.max_pixels < 28 * 28:
         problems.append(
             f"model.max_pixels={config.model.max_pixels}: expected {28 * 28} (one vision token) or more"
+        )
+    try:
+        re.compile(config.learner.lora_targets)
+    except re.error as error:
+        problems.append(
+            f"learner.lora_targets={config.learner.lora_targets!r}: not a regular expression: {error}"
         )
     if not config.run.name or "/" in config.run.name or config.run.name in (".", ".."):
         problems.append(f"run.name={config.run.name!r}: expected a plain folder name")

@@ -227,10 +227,15 @@ def special_tokens_of(folder: Path) -> tuple[str, ...]:
 
 def num_parameters(folder: Path) -> int:
     """Parameters of the model, counted in the headers of its weight files."""
+    return sum(math.prod(shape) for shape in tensor_shapes(folder).values())
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every stored tensor, from the headers of the weight files."""
     from safetensors import safe_open
 
-    total = 0
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder):
         with safe_open(path, framework="numpy") as tensors:
-            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in sorted(tensors.keys()))
-    return total
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in sorted(tensors.keys())}
+    return shapes

@@ -1,6 +1,6 @@
 """Everything that can be known to be wrong before a worker starts.
 
-    model folder ──▶ memory, disk ──▶ engine settings ──▶ datasets (every row) ──▶ lengths
+    model folder ──▶ LoRA targets ──▶ memory, disk ──▶ engine settings ──▶ datasets (every row) ──▶ lengths
 
 Run by every command that trains or evaluates; all it raises is an InputError (exit code 2). Keys and
 their arithmetic were checked when the configuration was loaded.
@@ -16,6 +16,7 @@ from alphadrive.config_checks import divisors_near
 from alphadrive.data.scenes import check_apart
 from alphadrive.dataset_check import DatasetLengths, check_dataset
 from alphadrive.errors import ConfigError, DataError, ModelError
+from alphadrive.lora_targets import num_adapter_parameters
 from alphadrive.model_folder import num_parameters, read_json
 from alphadrive.model_source import model_folder_of
 from alphadrive.resources import FIRST_IMPORTED, shadowed_packages
@@ -50,9 +51,12 @@ def check_run(config: Config, stage: Stage, *, remember: bool = True) -> RunChec
         )
     folder = model_folder_of(config.model.path, config.model.revision)
     parameters = num_parameters(folder)
-    memory_bytes = check_memory(config, stage, parameters)
+    adapter = 0
+    if stage != "eval" and config.learner.lora_rank:
+        adapter = num_adapter_parameters(folder, config.learner)
+    memory_bytes = check_memory(config, stage, parameters, num_adapter=adapter)
     if stage != "eval":
-        check_disk(config, parameters)
+        check_disk(config, parameters, num_adapter=adapter)
     if stage != "sft":
         _check_engine_settings(config, folder)
     max_pixels = config.model.max_pixels

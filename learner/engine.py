@@ -10,7 +10,7 @@ agree on it first. The optimizer is torch's AdamW: DeepSpeed's own compile a ker
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,7 @@ class TrainingEngine:
         self._hooked_grad_norm: float | None = None
         if self._checks_itself:
             optimizer.register_step_pre_hook(self._clip)
+        self._frozen_sum = _bit_sum(each for each in module.parameters() if not each.requires_grad)
         self._engine, *_ = import_deepspeed().initialize(
             model=module.to(device),
             optimizer=optimizer,
@@ -112,13 +113,18 @@ class TrainingEngine:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._hooked_grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._max_grad_norm))
 
-    def for_each_parameter(self, visit: Callable[[str, Tensor], None]) -> None:
-        """Call `visit(name, whole tensor)` for each parameter, gathered where ZeRO-3 has split it.
+    def for_each_parameter(
+        self, visit: Callable[[str, Tensor], None], wanted: Callable[[str], bool] = lambda name: True
+    ) -> None:
+        """Call `visit(name, whole tensor)` for each parameter of a wanted name, gathered where ZeRO-3 has
+        split it.
 
         The tensor is only valid during the call. Shared parameters come once, under their first name.
         """
         gathered_parameters = import_deepspeed().zero.GatheredParameters
         for name, parameter in self.module.named_parameters():
+            if not wanted(name):
+                continue
             with gathered_parameters([parameter], enabled=self.zero_stage == 3):
                 visit(name, parameter.detach())
 
@@ -139,17 +145,20 @@ class TrainingEngine:
             dtype=self._dtype,
             parameters={name: list(_whole_shape(each)) for name, each in parameters.items()},
             frozen=[name for name, each in parameters.items() if not each.requires_grad],
+            frozen_sum=self._frozen_sum,
         )
 
     def save(self, folder: Path, client_state: dict[str, Any]) -> None:
-        """Write weights, optimizer and `client_state` of all ranks into `folder`."""
-        self._engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, client_state=client_state)
+        """Write trained weights, optimizer and `client_state` of all ranks into `folder`."""
+        self._engine.save_checkpoint(
+            str(folder), tag=CHECKPOINT_TAG, client_state=client_state, exclude_frozen_parameters=True
+        )
         if torch.distributed.get_rank() == 0:
             self.shape.write(folder)
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Read what `save` wrote, by any number of ranks; gives its `client_state`. Raises CheckpointError,
-        before a weight changes when it is another model's.
+        """Read what `save` wrote, by any number of ranks; gives its `client_state`. Frozen weights stay what
+        they are. Raises CheckpointError, before a weight changes when it is another model's.
 
         The files are pickles (DeepSpeed's format): load only folders whose manifest was verified.
         """
@@ -175,7 +184,10 @@ class TrainingEngine:
         optimizer = self._engine.optimizer
         groups = optimizer.param_groups
         settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
-        path, client_state = self._engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
+        has_all_weights = all(parameter.requires_grad for parameter in self.module.parameters())
+        path, client_state = self._engine.load_checkpoint(
+            str(folder), tag=CHECKPOINT_TAG, load_module_strict=has_all_weights
+        )
         if path is None:
             raise CheckpointError(f"{folder}: DeepSpeed found no complete checkpoint for this rank in it")
         # This run's configuration counts, and DeepSpeed gives every group the first one's under ZeRO-3.
@@ -207,6 +219,12 @@ class TrainingEngine:
         future.result()
         if has_failed:
             raise CheckpointError("rank 0 could not prepare the checkpoint; its own error says why")
+
+
+def _bit_sum(weights: Iterable[Tensor]) -> int:
+    """A number that tells one set of weights from another: the sum of their bit patterns as integers."""
+    patterns = {2: torch.int16, 4: torch.int32}
+    return sum(int(weight.view(patterns[weight.itemsize]).sum(dtype=torch.int64)) for weight in weights)
 
 
 def _whole_shape(parameter: nn.Parameter) -> torch.Size:

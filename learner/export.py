@@ -19,6 +19,7 @@ from alphadrive.model_folder import weight_files
 from alphadrive.types import WeightsFile, WeightVersion
 from alphadrive.weights import WeightDigest, dtype_name
 from learner.engine import TrainingEngine
+from learner.lora import is_factor
 from learner.policy import Policy
 
 _COPIED_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -26,23 +27,39 @@ _INDEX_SUFFIX = ".index.json"
 
 
 def collect_weights(engine: TrainingEngine, policy: Policy, keep: bool) -> dict[str, Tensor]:
-    """All weights on the CPU in the model's dtype, under the names of a checkpoint, sorted.
+    """All weights on the CPU in the model's dtype, under the names of a checkpoint, sorted; an adapter is
+    merged into them.
 
     Every rank calls this; those with `keep` False get nothing and hold nothing.
     """
     kept: dict[str, Tensor] = {}
     prefix = "model."
+    factors = collect_factors(engine, keep) if policy.adapter else {}
 
     def visit(name: str, tensor: Tensor) -> None:
         if keep:
+            if policy.adapter:
+                name, tensor = policy.adapter.merged(name, tensor, factors)
             kept[name.removeprefix(prefix)] = tensor.to("cpu", policy.dtype, copy=True).contiguous()
 
-    engine.for_each_parameter(visit)
+    engine.for_each_parameter(visit, lambda name: not is_factor(name))
     if not keep:
         return {}
     if policy.model.config.tie_word_embeddings:
         kept.pop("lm_head.weight", None)
     return dict(sorted(revert_weight_conversion(policy.model, kept).items()))
+
+
+def collect_factors(engine: TrainingEngine, keep: bool) -> dict[str, Tensor]:
+    """The adapter's parameters by name, whole, where the learner computes. `keep` as in `collect_weights`."""
+    factors: dict[str, Tensor] = {}
+
+    def visit(name: str, tensor: Tensor) -> None:
+        if keep:
+            factors[name] = tensor.clone()
+
+    engine.for_each_parameter(visit, is_factor)
+    return factors
 
 
 def write_weights(weights: dict[str, Tensor], path: Path, version: WeightVersion) -> WeightsFile:

@@ -17,9 +17,11 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
+from alphadrive.config import LearnerConfig
 from alphadrive.errors import LearnerError, ModelError
 from learner.attention import NAME
 from learner.batch import Grid, TokenBatch
+from learner.lora import Adapter
 from learner.patches import PatchTable
 from learner.token_logprobs import token_logprobs
 from learner.vision import FrozenFeatures
@@ -50,6 +52,7 @@ class Policy(nn.Module):
         self.num_vision_passes = 0
         self.patch_table: PatchTable | None = None
         self.frozen_features: FrozenFeatures | None = None
+        self.adapter: Adapter | None = None
         model.set_attn_implementation(ATTENTION)
         use_matmul_patch_embedding(model)
         self._positions_of_types = lru_cache(maxsize=4096)(self._compute_positions)
@@ -90,6 +93,10 @@ class Policy(nn.Module):
         """Keep only the input of each layer, of language model and vision tower; the backward pass computes
         the rest again."""
         self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def add_adapter(self, learner: LearnerConfig, seed: int) -> None:
+        """Train a LoRA adapter instead of the weights. Raises as `Adapter`."""
+        self.adapter = Adapter(self.model, learner, seed)
 
     def prompt_positions(self, prompt_ids: Sequence[int], grid: Grid) -> Tensor:
         """M-RoPE positions (3, P) of a prompt with one image, by the model's own rule."""

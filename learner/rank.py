@@ -24,7 +24,7 @@ from learner.batch import TokenBatch, TrainBatch
 from learner.group_batches import TrainGroup, group_batches, start_logprobs
 from learner.minibatches import dealt_groups, shuffled_minibatches
 from learner.objective import LossInputs, grpo_loss, loss_settings, step_normaliser
-from learner.reference import FrozenReference
+from learner.reference import BaseReference, FrozenReference
 from learner.schedule import warmup_then_constant
 from learner.step_metrics import LossStatistics, group_metrics, mean_of_updates
 from learner.trainer import Trainer, Update
@@ -61,8 +61,11 @@ class LearnerRank:
             dataset_folder=dataset_folder,
             temperature=config.grpo.temperature,
         )
-        self._reference = None
-        if config.grpo.kl_coef:
+        self._reference: FrozenReference | BaseReference | None = None
+        adapter = self._trainer.policy.adapter
+        if config.grpo.kl_coef and adapter is not None:
+            self._reference = BaseReference(self._trainer.engine, adapter)
+        elif config.grpo.kl_coef:
             starting_policy = self._trainer.load_policy(config.grpo.temperature)
             self._trainer.keep_features_of_reference(starting_policy)
             self._reference = FrozenReference(starting_policy, config, self._trainer.device)
@@ -129,13 +132,15 @@ class LearnerRank:
         """
         scored: list[list[list[float]]] = []
         trainer = self._trainer
+        # Asked before: under ZeRO-3 a forward has collectives of its own, which no other may fall between.
+        num_fillers = trainer.most(len(groups)) - len(groups)
         with torch.no_grad():
             for group in groups:
                 batch = trainer.token_batch([trainer.reader.rollout_row(group)]).to(trainer.device)
                 logprobs_T, _ = trainer.engine.forward(batch)
                 remaining = iter(logprobs_T.tolist())
                 scored.append([list(islice(remaining, len(c.token_ids))) for c in group.completions])
-            for _ in range(trainer.most(len(groups)) - len(groups)):
+            for _ in range(num_fillers):
                 trainer.engine.forward(trainer.filler_batch().to(trainer.device))
         return scored
 

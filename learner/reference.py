@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from alphadrive.config import Config
 from learner.batch import TokenBatch
 from learner.deepspeed_setup import shard_frozen
+from learner.engine import TrainingEngine
+from learner.lora import Adapter
 from learner.policy import Policy
 
 
@@ -28,4 +30,18 @@ class FrozenReference:
         """Log-probability of each completion token, (T,) float32, without gradient."""
         with torch.no_grad():
             logprobs_T, _ = self._module(tokens)
+        return logprobs_T
+
+
+class BaseReference:
+    """The starting policy where the trained one is a LoRA adapter beside it: the same model with its adapter
+    disabled, at no memory. Every rank must run the same number of its forwards under ZeRO-3."""
+
+    def __init__(self, engine: TrainingEngine, adapter: Adapter) -> None:
+        self._engine, self._adapter = engine, adapter
+
+    def logprobs(self, tokens: TokenBatch) -> Tensor:
+        """Log-probability of each completion token, (T,) float32, without gradient."""
+        with torch.no_grad(), self._adapter.disabled():
+            logprobs_T, _ = self._engine.forward(tokens)
         return logprobs_T

@@ -1,6 +1,7 @@
 """Which learner wrote a checkpoint, whether another can go on from it, and the conversion that may need.
 
-    learner.json   num_ranks, zero_stage, dtype, the shape of every parameter, which were frozen
+    learner.json   num_ranks, zero_stage, dtype, the shape of every parameter, which were frozen, and a
+                   checksum of those (they are in no checkpoint)
 
 DeepSpeed's files hold what each rank had: a learner of another number of ranks cannot read them. They are
 then converted into a *universal* checkpoint (one file a parameter), which any number of ranks reads.
@@ -29,6 +30,8 @@ class LearnerShape:
     dtype: str
     parameters: dict[str, list[int]]
     frozen: list[str]
+    frozen_sum: int = 0
+    """Tells the frozen weights, which no checkpoint holds, from others."""
 
     def write(self, folder: Path) -> None:
         """Write it into a checkpoint."""
@@ -49,7 +52,8 @@ def needs_conversion(saved: LearnerShape, now: LearnerShape, folder: Path) -> bo
     """Whether the checkpoint in `folder` must be made universal before the learner `now` can load it.
 
     Raises CheckpointError when it cannot be loaded at all: another model (naming the first tensor that
-    differs, and both shapes), another dtype, or a ZeRO stage that DeepSpeed cannot convert to.
+    differs, and both shapes), another dtype, other frozen weights, or a ZeRO stage that DeepSpeed cannot
+    convert to.
     """
     if problem := _tensor_problem(saved, now):
         raise CheckpointError(
@@ -60,6 +64,11 @@ def needs_conversion(saved: LearnerShape, now: LearnerShape, folder: Path) -> bo
         raise CheckpointError(
             f"{folder}: written with model.dtype={saved.dtype}, this run has {now.dtype}; resume with "
             "the first"
+        )
+    if saved.frozen_sum != now.frozen_sum:
+        raise CheckpointError(
+            f"{folder}: was trained beside frozen weights of checksum {saved.frozen_sum}, this run's have "
+            f"{now.frozen_sum}; resume with the model.path that the run started from"
         )
     if saved.zero_stage != now.zero_stage and {saved.zero_stage, now.zero_stage} != {1, 2}:
         raise CheckpointError(

@@ -22,8 +22,9 @@ from learner.batch import TokenBatch, TokenRow, build_token_batch
 from learner.data_metrics import DataMeter
 from learner.deepspeed_setup import join_process_group
 from learner.engine import TrainingEngine
-from learner.export import collect_weights, write_model_folder, write_weights
+from learner.export import collect_factors, collect_weights, write_model_folder, write_weights
 from learner.gradient_norms import GradientNorms
+from learner.lora import ADAPTER_FOLDER, check_same_adapter
 from learner.patches import PatchTable
 from learner.policy import Policy
 from learner.rows import RowReader, in_microbatches, prepared_ahead
@@ -91,6 +92,8 @@ class Trainer:
         self.policy = self.load_policy(temperature)
         if config.learner.freeze_vision:
             self.policy.freeze_vision()
+        if config.learner.lora_rank:
+            self.policy.add_adapter(config.learner, config.seed)
         self._reference: Policy | None = None
         if self.policy.is_vision_frozen:
             self.policy.frozen_features = self.reader.frozen_features = self._room_for_features()
@@ -215,9 +218,14 @@ class Trainer:
         torch.distributed.barrier()
 
     def save_checkpoint(self, folder: Path) -> None:
-        """Write optimizer, weights, step and random states of all ranks."""
+        """Write optimizer, trained weights, step and random states of all ranks, and an adapter in peft's
+        own format too."""
         folder.mkdir(parents=True, exist_ok=True)
         self.engine.save(folder, {"step": self.step, "gradient_norms": self.gradient_norms.state()})
+        if self.policy.adapter:
+            factors = collect_factors(self.engine, keep=self.rank == 0)
+            if not self.rank:
+                self.policy.adapter.save(factors, folder / ADAPTER_FOLDER)
         torch.save(_random_states(), folder / f"random_rank{self.rank}.pt")
         torch.distributed.barrier()
 
@@ -226,6 +234,7 @@ class Trainer:
 
         Ranks that the checkpoint does not know keep the random state of their seed.
         """
+        check_same_adapter(folder, self.config.learner)
         state = self.engine.load(folder)
         self.step = int(state["step"])
         self.gradient_norms = GradientNorms(state["gradient_norms"])

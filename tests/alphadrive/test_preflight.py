@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from alphadrive.capacity import GIB, check_disk, check_memory, memory_limit_bytes
+from alphadrive.capacity import (
+    GIB,
+    check_disk,
+    check_memory,
+    checkpoint_bytes,
+    learner_state_bytes,
+    memory_limit_bytes,
+)
 from alphadrive.config import Config, default_config
 from alphadrive.data.parquet import write_records
 from alphadrive.data.records import DrivingRecord
@@ -261,6 +268,54 @@ def test_an_optimizer_can_be_offloaded_only_where_zero_holds_it() -> None:
     assert default_config(["learner.offload_optimizer=true"]).learner.offload_optimizer
     with pytest.raises(ConfigError, match=r"offload_optimizer=True: .* set learner.zero_stage to 1, 2 or 3"):
         default_config(["learner.offload_optimizer=true", "learner.zero_stage=0"])
+
+
+def test_with_lora_only_the_adapter_has_gradients_moments_and_a_place_in_checkpoints() -> None:
+    config, adapter = Config(), 10_000_000
+    config.model.dtype, config.grpo.kl_coef = "bfloat16", 0.1
+
+    def bytes_of_rank(num_adapter: int, **learner: int) -> int:
+        shape = {"zero_stage": 1, "num_ranks": 1} | learner
+        config.learner.zero_stage, ranks = shape["zero_stage"], shape["num_ranks"]
+        return learner_state_bytes(config, "grpo", TWO_BILLION, ranks, num_adapter)
+
+    assert bytes_of_rank(0) == (2 + 2 + 12 + 2) * TWO_BILLION
+    assert bytes_of_rank(adapter) == 2 * TWO_BILLION + (2 + 2 + 12) * adapter
+    assert bytes_of_rank(adapter, num_ranks=4) == 2 * TWO_BILLION + (2 + 2 + 3) * adapter
+    assert bytes_of_rank(adapter, num_ranks=4, zero_stage=3) == TWO_BILLION // 2 + 4 * adapter
+    assert checkpoint_bytes(config, TWO_BILLION, adapter) == 2 * TWO_BILLION + (2 + 2 + 12) * adapter
+
+
+def test_lora_targets_are_checked_before_anything_starts(config: Config) -> None:
+    config.model.path = "tiny"
+    config.learner.lora_rank = 8
+    with_lora = check_run(config, "grpo").memory_bytes
+    config.learner.lora_rank = 0
+    assert with_lora < check_run(config, "grpo").memory_bytes
+    config.learner.lora_rank, config.learner.lora_targets = 8, "q_proj|v_proj"
+    with pytest.raises(ConfigError) as caught:
+        check_run(config, "sft")
+    message = str(caught.value)
+    assert "learner.lora_targets='q_proj|v_proj' matches none of the model's 35 linear modules" in message
+    assert "such as model.language_model.layers.0.mlp.down_proj" in message
+    config.learner.lora_targets = r".*\.mlp\..*"
+    with pytest.raises(ConfigError, match=r"fc1 \(frozen by learner.freeze_vision"):
+        config.learner.freeze_vision = True
+        check_run(config, "grpo")
+    assert check_run(config, "eval").train is None
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("learner.lora_rank=-1", "learner.lora_rank=-1: expected 0 or more"),
+        ("learner.lora_alpha=0", "learner.lora_alpha=0: expected above 0"),
+        ("learner.lora_targets='(q|v'", r"learner.lora_targets='\(q\|v': not a regular expression: missing"),
+    ],
+)
+def test_lora_settings_out_of_range_are_refused(override: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        default_config([override])
 
 
 def test_a_cluster_elsewhere_is_not_measured_by_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

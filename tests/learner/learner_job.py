@@ -232,7 +232,7 @@ def run_scenario(job: dict[str, Any], scenario: dict[str, Any], rank: int) -> li
         world_size=job["world_size"],
         master_addr="127.0.0.1",
         master_port=job["port"],
-        model_folder=Path(job["model"]),
+        model_folder=folder / scenario["model"] if scenario["model"] else Path(job["model"]),
         dataset_folder=Path(job["dataset"]),
         attempt=scenario["attempt"],
     )

@@ -30,9 +30,16 @@ SCENARIOS: dict[int, list[dict[str, Any]]] = {2: [], 1: []}
 
 
 def scenario(
-    name: str, *calls: tuple[str, Any], ranks: int = 1, stage: str = "grpo", attempt: int = 0, **options: Any
+    name: str,
+    *calls: tuple[str, Any],
+    ranks: int = 1,
+    stage: str = "grpo",
+    attempt: int = 0,
+    model: str | None = None,
+    **options: Any,
 ) -> str:
-    """Add a scenario; gives its name. Options are configuration keys, `__` for the dot."""
+    """Add a scenario; gives its name. Options are configuration keys, `__` for the dot; `model` is the folder
+    to start from, within the scenario's (the shipped model when not given)."""
     config = {
         "model.max_pixels": MAX_PIXELS,
         "grpo.learning_rate": LEARNING_RATE,
@@ -40,7 +47,9 @@ def scenario(
         "sft.steps": 1000,
         "sft.warmup_ratio": 0.0,
     } | {key.replace("__", "."): value for key, value in options.items()}
-    SCENARIOS[ranks].append(dict(name=name, calls=calls, stage=stage, attempt=attempt, config=config))
+    SCENARIOS[ranks].append(
+        dict(name=name, calls=calls, stage=stage, attempt=attempt, model=model, config=config)
+    )
     return name
 
 

@@ -1,15 +1,14 @@
 """Whole updates through DeepSpeed, in processes of their own, against plain torch."""
 
-import importlib.util
 from itertools import chain
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from plain_training import shipped_weights, train_plainly
 from safetensors.torch import load_file
-from scenarios import ALL_ROWS, JOB, LEARNING_RATE, MAX_PIXELS, ONE_ROW, Calls, Outcomes, saved_name, scenario
+from scenarios import ALL_ROWS, LEARNING_RATE, MAX_PIXELS, ONE_ROW, Calls, Outcomes, saved_name, scenario
 
 from alphadrive.processing import PromptProcessor, resolve_model
 from alphadrive.weights import file_sha256
@@ -19,58 +18,16 @@ pytestmark = pytest.mark.e2e
 VISION_PASSES = "perf/vision_passes_per_query"
 
 
-def job_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("learner_job", JOB)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def plain_update(model, groups, processor, rows) -> torch.Tensor:
-    """The loss of a step with nothing of the learner in it: one forward a completion."""
-    losses, num_tokens = [], 0
-    for scored in groups:
-        pixels, grid = processor.pixels(processor.fit(rows.image(scored.group.query.row)))
-        for completion, advantage in zip(scored.group.completions, scored.advantages, strict=True):
-            ids = torch.tensor([[*scored.group.prompt_token_ids, *completion.token_ids]])
-            logits = model(
-                input_ids=ids,
-                mm_token_type_ids=(ids == processor.image_token_id).int(),
-                pixel_values=torch.from_numpy(pixels),
-                image_grid_thw=torch.tensor([grid]),
-            ).logits[0, len(scored.group.prompt_token_ids) - 1 : -1]
-            logits[:, list(processor.vision_token_ids)] = -torch.inf
-            targets = torch.tensor(completion.token_ids)[:, None]
-            logprobs = torch.log_softmax(logits, -1).gather(1, targets)[:, 0]
-            ratio = (logprobs - torch.tensor(completion.rollout_logprobs)).exp()
-            losses.append(-torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).sum())
-            num_tokens += len(completion.token_ids)
-    return sum(losses) / num_tokens
-
-
 @pytest.fixture(scope="module")
 def reference(dataset: Path) -> dict[str, torch.Tensor]:
     """The weights after three steps of plain torch, under the names of a checkpoint."""
     from transformers import AutoModelForImageTextToText
 
-    from alphadrive.data.parquet import DrivingDataset
-
-    processor, rows = PromptProcessor(resolve_model("tiny"), MAX_PIXELS), DrivingDataset(dataset)
     model = AutoModelForImageTextToText.from_pretrained(resolve_model("tiny"), dtype=torch.float32)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    for step in range(3):
-        optimizer.zero_grad()
-        plain_update(model, job_module().make_groups(processor, rows, step, 4), processor, rows).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+    train_plainly(model, dataset)
     weights = dict(model.state_dict())
     weights.pop("lm_head.weight")
     return {saved_name(name): tensor for name, tensor in weights.items()}
-
-
-def shipped_weights() -> dict[str, torch.Tensor]:
-    return load_file(resolve_model("tiny") / "model.safetensors")
 
 
 THREE_STEPS: Calls = (
