@@ -217,6 +217,7 @@ def frozen(name: str, ranks: int = 1, **options: Any) -> str:
         # The second rank fills up with row 0, then has row 1: only the first has what its step needs.
         (frozen("kept", 2), frozen("again", 2, learner__vision_cache_bytes=1), [2, 1 / 2, 1 / 3, 4 / 3]),
         (frozen("anchored", grpo__kl_coef=0.1), None, [1, 1 / 2, 1 / 3, 2]),
+        (frozen("anchored", 2, grpo__kl_coef=0.1), None, [2, 1 / 2, 1 / 3, 8 / 3]),
     ],
 )
 def test_features_kept_of_a_frozen_tower_change_nothing(
