@@ -1,11 +1,11 @@
-# `make setup`, `make demo`, `make test`; VENV, PYTHON and EXTRA (cpu or gpu) may be given.
+# `make setup`, `make demo`, `make test`, `make bench-peers`; VENV, PYTHON and EXTRA (cpu or gpu) may be given.
 VENV   ?= .venv
 PYTHON ?= python3.11
 EXTRA  ?= cpu
 BIN    := $(VENV)/bin
 SLOW   := ray or vllm or e2e
 
-.PHONY: setup demo demo-controls test check lock clean
+.PHONY: setup demo demo-controls test check lock bench-peers clean
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { \
@@ -30,6 +30,10 @@ test: check
 
 lock: setup
 	$(BIN)/python requirements/lock.py
+
+bench-peers: setup
+	@$(PYTHON) requirements/install.py --venv .venv-peers --extra peers
+	$(BIN)/python benchmarks/peer_trl.py
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

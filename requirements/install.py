@@ -21,7 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = (3, 11)
 """The locks pin files for this version."""
-NEEDED_GB = {"cpu": 6, "gpu": 20}
+NEEDED_GB = {"cpu": 6, "gpu": 20, "peers": 5}
+"""Locks there are, and the disk an environment takes. `peers` holds what the benchmarks compare with."""
+CPU_TORCH = ("cpu", "peers")
 ANOTHER_PYTHON = "Name another interpreter with `make PYTHON=/path/to/python3.11 setup`."
 
 FAILURES = (
@@ -69,9 +71,9 @@ def set_up(venv: Path, extra: str) -> None:
     print(f"setup: installing {lock.name} into {venv}; the first time this takes some minutes", flush=True)
     stamp.unlink(missing_ok=True)
     create_environment(venv, anew=found.get("extra") not in (None, extra))
-    if extra == "cpu":
+    if extra in CPU_TORCH:
         torch = re.search(r"^torch==\S+", lock.read_text(), re.MULTILINE)
-        assert torch is not None, "the CPU lock pins torch"
+        assert torch is not None, "the lock pins torch"
         pip_install(venv, torch.group())
         check_cpu_torch(venv)
     pip_install(venv, "-r", str(lock))

