@@ -5,7 +5,7 @@ versions, and what is written when.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,26 +38,31 @@ def queries_of(checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def rollouts_of(run: Path) -> list[dict[str, Any]]:
+def rollouts_of(run: Path, left_out: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Every group, by ticket, without attempts and times."""
+    left_out = ("time_s", "weight_version", "versions", *left_out)
     rows = pq.read_table(run / "rollouts").sort_by("ticket").to_pylist()
     return [
-        {key: value for key, value in row.items() if key not in ("time_s", "weight_version", "versions")}
+        {key: value for key, value in row.items() if key not in left_out}
         | {"steps": [version.partition(".")[2] for version in row["versions"]]}
         for row in rows
     ]
 
 
-def run_differences(ours: Path, theirs: Path, step: int) -> Iterator[str]:
-    """What differs between two runs' records and their ledgers at a step."""
+def run_differences(ours: Path, theirs: Path, step: int, left_out: Sequence[str] = ()) -> Iterator[str]:
+    """What differs between two runs' records and their ledgers at a step; `left_out` are columns of the
+    rollouts."""
     name = f"checkpoints/step_{step:06d}"
     if queries_of(ours / name) != queries_of(theirs / name):
         yield "the ledgers differ"
-    for mine, other in zip(metrics_of(ours), metrics_of(theirs), strict=True):
+    both = metrics_of(ours), metrics_of(theirs)
+    if len(both[0]) != len(both[1]):
+        yield f"there are {len(both[0])} lines of metrics and {len(both[1])}"
+    for mine, other in zip(*both, strict=False):
         for key in sorted(mine.keys() | other.keys()):
             if mine.get(key) != other.get(key):
                 yield f"step {mine['step']}: {key} is {mine.get(key)} and {other.get(key)}"
-    if rollouts_of(ours) != rollouts_of(theirs):
+    if rollouts_of(ours, left_out) != rollouts_of(theirs, left_out):
         yield "the rollouts differ"
 
 
