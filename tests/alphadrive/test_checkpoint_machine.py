@@ -79,10 +79,10 @@ class StoreMachine(RuleBasedStateMachine):
             self.forget_damage(step)
         self.damaged &= set(self.there)
 
-    @precondition(lambda self: self.there)
+    @precondition(lambda self: set(self.there) - self.damaged)
     @rule(data=st.data())
     def damage(self, data: st.DataObject) -> None:
-        step = data.draw(st.sampled_from(sorted(self.there)))
+        step = data.draw(st.sampled_from(sorted(set(self.there) - self.damaged)))
         files = [MANIFEST, "ledger.json", "model/model.safetensors"]
         path = self.path(step) / data.draw(st.sampled_from(files))
         content = bytearray(path.read_bytes())

@@ -339,7 +339,7 @@ def sweep(tmp_path, case, fault, allowed):
         save(after, 4, content=b"next", score=0.95)
         assert names(folder) == ["best", "step_000004"][not case["keep_best"] :], number
         if not state.was_hit:
-            assert number > 40
+            assert number > 30
             return outcomes
     raise AssertionError("the sweep must reach the end of the save")
 
@@ -358,7 +358,7 @@ def test_a_disk_that_fails_at_any_operation_of_a_save_leaves_undamaged_checkpoin
         return OSError(errno.ENOSPC, "No space left on device")
 
     outcomes = sweep(tmp_path, case, full, OSError)
-    assert {outcomes[0], outcomes[-1]} == {b"old", b"new"}
+    assert outcomes[-1] == b"new" and set(outcomes) == {b"old", b"new"}
 
 
 def test_killed_at_any_operation_of_putting_aside_leaves_undamaged_checkpoints(tmp_path):
