@@ -50,8 +50,9 @@ class StoreMachine(RuleBasedStateMachine):
     def save(self, steps: int, score: float | None) -> None:
         """Train on and save; after 0 steps the same step again."""
         step, content = self.next(steps)
+        kept = self.kept(step, content, score)
         self.write(step, content, score)
-        self.there = self.kept(step, content, score)
+        self.there = kept
         self.step = step
         self.forget_damage(step)
         link = self.folder / "best"
