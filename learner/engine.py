@@ -163,9 +163,9 @@ class TrainingEngine:
         writer = self._engine.checkpoint_engine
         failures: list[Exception] = []
 
-        def save_or_note(state: dict[str, Any], path: str) -> None:
+        def save_or_note(state_dict: dict[str, Any], path: str) -> None:
             try:
-                type(writer).save(writer, state, path)
+                type(writer).save(writer, state_dict, path)
             except WRITE_ERRORS as error:
                 failures.append(error)
 
