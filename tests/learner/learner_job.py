@@ -211,7 +211,7 @@ def load_what_others_may_write(learner: Any, source: Path, is_first: bool) -> No
     """A load of a checkpoint one of whose files is open to all."""
     import torch
 
-    path = source / "learner" / "mp_rank_00_model_states.pt"
+    path = min((source / "learner").glob("*_model_states.pt"))
     if is_first:
         path.chmod(0o666)
     torch.distributed.barrier()
