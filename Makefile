@@ -1,11 +1,14 @@
-# `make setup`, `make demo`, `make test`, `make bench-peers`; VENV, PYTHON and EXTRA (cpu or gpu) may be given.
+# `make setup`, `make demo`, `make test`, `make resume-test N=50`, `make bench-peers`; VENV, PYTHON and EXTRA (cpu or
+# gpu) may be given.
 VENV   ?= .venv
 PYTHON ?= python3.11
 EXTRA  ?= cpu
 BIN    := $(VENV)/bin
 SLOW   := ray or vllm or e2e
+N      ?= 50
+REAL   ?= 2
 
-.PHONY: setup demo demo-controls test check lock bench-peers clean
+.PHONY: setup demo demo-controls test check resume-test lock bench-peers clean
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { \
@@ -27,6 +30,9 @@ check: setup
 test: check
 	$(BIN)/python -m pytest -m "not ($(SLOW) or gpu)"
 	$(BIN)/python -m pytest -m "($(SLOW)) and not gpu"
+
+resume-test: setup
+	$(BIN)/python benchmarks/resume_kills.py --kills $(N) --real-kills $(REAL)
 
 lock: setup
 	$(BIN)/python requirements/lock.py

@@ -156,20 +156,27 @@ def checkpoint_bytes(config: Config, num_parameters: int, num_adapter: int = 0) 
 def check_disk(
     config: Config, num_parameters: int, free_bytes: int | None = None, num_adapter: int = 0
 ) -> int:
-    """The disk space a run's checkpoints need at most, in bytes; `num_adapter` as in `memory_parts`.
+    """The disk space that a run's checkpoints will take beside those it has, in bytes; `num_adapter` as in
+    `memory_parts`.
 
-    Old checkpoints are removed only once a newer one is complete, so one more than
-    `checkpoint.keep_last` must fit. Raises ResourceError when it does not.
+    Old checkpoints are removed only once a newer one is complete, so one more than are kept must fit.
+    Never less than two checkpoints. Raises ResourceError when that does not fit.
     """
-    count = config.checkpoint.keep_last + 1
+    keep_last, keep_best = config.checkpoint.keep_last, config.checkpoint.keep_best
+    if config.data.eval is None or not config.eval.every_steps:
+        keep_best = 0
+    run = Path(config.run.root) / config.run.name
+    num_present = len(list((run / "checkpoints").glob("step_*")))
+    count = max(2, keep_last + keep_best + 1 - num_present)
     each = checkpoint_bytes(config, num_parameters, num_adapter)
-    folder = _existing_parent(Path(config.run.root) / config.run.name)
+    folder = _existing_parent(run)
     free = shutil.disk_usage(folder).free if free_bytes is None else free_bytes
     if count * each > free:
         raise ResourceError(
-            f"not enough disk space for checkpoints under {folder}: checkpoint.keep_last="
-            f"{config.checkpoint.keep_last} + 1 being written, x {gib(each)} = {gib(count * each)} needed, "
-            f"{gib(free)} free; free some, lower checkpoint.keep_last, or set run.root to another disk"
+            f"not enough disk space for checkpoints under {folder}: checkpoint.keep_last={keep_last} + "
+            f"checkpoint.keep_best={keep_best} + 1 being written - {num_present} present, but at least 2: "
+            f"{count} x {gib(each)} = {gib(count * each)} needed, {gib(free)} free; free some, keep fewer, "
+            "or set run.root to another disk"
         )
     return count * each
 

@@ -2,16 +2,17 @@
 
     begin(step)        checkpoints/.tmp-step_000120/      the learner's ranks write into it
     commit(step)       fsync every file → manifest.json (SHA-256 of each) → fsync → rename to
-                       checkpoints/step_000120/ → only now remove older ones
+                       checkpoints/step_000120/ → only now `best` is pointed anew and older ones removed
     latest()           the newest one whose every file matches its manifest; a damaged one is refused
                        in the log and the one before it is used
 
+    checkpoints/best   link to the checkpoint whose policy was worth most when evaluated; it never names one
+                       that is about to go: it is pointed anew first, in one step
+
 What the files hold is the learner's business. One process commits; ranks on other nodes need a shared
-file system.
+file system. Others may read meanwhile.
 """
 
-import hashlib
-import json
 import logging
 import os
 import re
@@ -20,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alphadrive.atomic import fsync_path
-from alphadrive.errors import CheckpointError
+from alphadrive.errors import CheckpointError, CheckpointWriteError
+from alphadrive.manifest import files_below, read_manifest, seal, verify
 
-MANIFEST = "manifest.json"
-MANIFEST_VERSION = 1
+BEST = "best"
 
 _TEMPORARY = ".tmp-"
 _REPLACED = ".replaced-"
+_ABANDONED = ".abandoned-"
 _NAME = re.compile(r"step_(\d{6,})")
 
 log = logging.getLogger(__name__)
@@ -46,55 +48,82 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The `checkpoints/` folder of one run."""
+    """The `checkpoints/` folder of one run.
 
-    def __init__(self, folder: Path, keep_last: int = 2) -> None:
+    Kept are the `keep_last` newest and, of those that were evaluated, the `keep_best` worth most.
+    """
+
+    def __init__(self, folder: Path, keep_last: int = 2, keep_best: int = 0) -> None:
         self.folder = folder
         self.keep_last = keep_last
+        self.keep_best = keep_best
 
     def begin(self, step: int) -> Path:
-        """An empty folder to write the checkpoint of `step` into; nothing is visible before `commit`."""
+        """An empty folder to write the checkpoint of `step` into; nothing is visible before `commit`.
+
+        Raises CheckpointWriteError when less room is left than the newest checkpoint takes.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._recover_replaced()
         for leftover in self.folder.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(leftover)
+            _delete(leftover)
+        self._check_room()
         temporary = self._temporary(step)
         temporary.mkdir()
         return temporary
 
-    def commit(self, step: int) -> Checkpoint:
+    def commit(self, step: int, score: float | None = None) -> Checkpoint:
         """Make what was written since `begin(step)` the checkpoint of `step`, then prune older ones.
 
-        A checkpoint of the same step, or of a later one (left by an attempt that was rolled back), is
-        replaced. Raises CheckpointError when nothing was written.
+        `score` is what its policy is worth, where it was evaluated: higher is better. A checkpoint of the
+        same step, or of a later one (left by an attempt that was rolled back), is replaced. Raises
+        CheckpointError when nothing was written, OSError when it cannot be finished: then it is not there.
         """
         temporary, final = self._temporary(step), self._final(step)
-        files = _files_below(temporary) if temporary.is_dir() else []
-        if not files:
+        if not temporary.is_dir() or not files_below(temporary):
             raise CheckpointError(
                 f"{temporary}: nothing to commit; expected files written since begin({step})"
             )
-        for file in files:
-            fsync_path(file)
-        _write_manifest(temporary, step, files)
-        for folder in [path for path in temporary.rglob("*") if path.is_dir()]:
-            fsync_path(folder)
-        fsync_path(temporary)
+        seal(temporary, step, None if score is None else float(score))
         if final.exists():
+            self._point_best([other for other in self.all() if other.step != step])
             final.rename(self._replaced(step))
         temporary.rename(final)
         fsync_path(self.folder)
         log.info("checkpoint of step %d committed: %s", step, final)
-        self._prune(step)
+        try:
+            self._prune(step)
+        except OSError as error:
+            log.warning("old checkpoints could not be removed, the next commit tries again: %s", error)
         return Checkpoint(step=step, path=final)
 
+    def discard(self, step: int) -> None:
+        """Remove what was written since `begin(step)`, as far as that is possible."""
+        shutil.rmtree(self._temporary(step), ignore_errors=True)
+
+    def abandon_later(self, step: int) -> None:
+        """Put checkpoints later than `step` out of sight, for good: a run that goes on from `step` does not
+        come back to them. The next commit deletes them."""
+        later = [checkpoint for checkpoint in self.all() if checkpoint.step > step]
+        if later:
+            self._point_best([checkpoint for checkpoint in self.all() if checkpoint.step <= step])
+        for checkpoint in later:
+            aside = self.folder / f"{_ABANDONED}{checkpoint.path.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.path.rename(aside)
+            log.warning(
+                "checkpoint of step %d put aside: the run goes on from step %d", checkpoint.step, step
+            )
+
     def all(self) -> list[Checkpoint]:
-        """Every committed checkpoint, oldest first, not verified."""
+        """Every committed checkpoint, oldest first, not verified. Changes nothing."""
         if not self.folder.is_dir():
             return []
-        self._recover_replaced()
-        found = [(_NAME.fullmatch(path.name), path) for path in self.folder.iterdir() if path.is_dir()]
-        checkpoints = [Checkpoint(step=int(match[1]), path=path) for match, path in found if match]
+        paths = {path.name: path for path in self.folder.iterdir() if path.is_dir() and not path.is_symlink()}
+        for name in [name for name in paths if name.startswith(_REPLACED)]:
+            paths.setdefault(name.removeprefix(_REPLACED), paths[name])
+        found = [(match, path) for name, path in paths.items() if (match := _NAME.fullmatch(name))]
+        checkpoints = [Checkpoint(step=int(match[1]), path=path) for match, path in found]
         return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
     def latest(self) -> Checkpoint | None:
@@ -120,23 +149,72 @@ class CheckpointStore:
             )
         return None
 
+    def best(self) -> tuple[Checkpoint, float] | None:
+        """The checkpoint worth most and its score; of two worth the same, the later. None where no
+        checkpoint was evaluated."""
+        ranked = _ranked(self.all())
+        return ranked[0] if ranked else None
+
     def _prune(self, committed_step: int) -> None:
-        shutil.rmtree(self._replaced(committed_step), ignore_errors=True)
         checkpoints = self.all()
+        earlier = [checkpoint for checkpoint in checkpoints if checkpoint.step <= committed_step]
+        best = [checkpoint for checkpoint, _ in _ranked(earlier)[: self.keep_best]]
+        kept = [checkpoint for checkpoint in earlier if checkpoint in earlier[-self.keep_last :] + best]
+        self._point_best(kept)
         for checkpoint in checkpoints:
-            if checkpoint.step > committed_step:
-                log.warning("removed checkpoint of step %d, of an abandoned attempt", checkpoint.step)
-                shutil.rmtree(checkpoint.path)
-        kept = [checkpoint for checkpoint in checkpoints if checkpoint.step <= committed_step]
-        for checkpoint in kept[: -self.keep_last]:
-            shutil.rmtree(checkpoint.path)
+            if checkpoint not in kept:
+                # A folder that a crash leaves half deleted must not have the name of a checkpoint.
+                aside = self.folder / f"{_TEMPORARY}removed-{checkpoint.path.name}"
+                checkpoint.path.rename(aside)
+                _delete(aside)
+        for pattern in (f"{_REPLACED}*", f"{_ABANDONED}*"):
+            for leftover in self.folder.glob(pattern):
+                _delete(leftover)
+
+    def _point_best(self, candidates: list[Checkpoint]) -> None:
+        """Point the link at the best of the candidates, or remove it; never at anything else on the way."""
+        link = self.folder / BEST
+        ranked = _ranked(candidates) if self.keep_best else []
+        if not ranked:
+            if link.is_symlink():
+                link.unlink()
+                fsync_path(self.folder)
+            return
+        target = ranked[0][0].path.name
+        if link.is_symlink() and os.readlink(link) == target:
+            return
+        new = self.folder / f"{_TEMPORARY}{BEST}"
+        try:
+            new.unlink(missing_ok=True)
+            new.symlink_to(target)
+            new.replace(link)
+            fsync_path(self.folder)
+        except OSError as error:
+            log.warning("%s could not be pointed at %s: %s", link, target, error)
+            if link.is_symlink():
+                link.unlink()
+
+    def _check_room(self) -> None:
+        """A full disk found before the learner's ranks write for minutes."""
+        committed = self.all()
+        if not committed:
+            return
+        try:
+            needed = read_manifest(committed[-1].path).num_bytes
+        except CheckpointError:
+            return
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise CheckpointWriteError(
+                f"{self.folder}: {free} bytes free, the newest checkpoint takes {needed}: make room"
+            )
 
     def _recover_replaced(self) -> None:
         """Undo a replacement that a crash cut in half."""
         for replaced in self.folder.glob(f"{_REPLACED}*"):
             final = self.folder / replaced.name.removeprefix(_REPLACED)
             if final.exists():
-                shutil.rmtree(replaced, ignore_errors=True)
+                _delete(replaced)
             else:
                 replaced.rename(final)
 
@@ -150,58 +228,21 @@ class CheckpointStore:
         return self.folder / f"{_REPLACED}step_{step:06d}"
 
 
-def verify(checkpoint: Path) -> None:
-    """Check every file of a checkpoint folder against its manifest.
-
-    Raises CheckpointError naming the file and what is wrong with it: no or unreadable manifest, a file
-    missing, not listed, of another size, or of another SHA-256.
-    """
-    manifest = checkpoint / MANIFEST
-    try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        listed = {
-            name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in content["files"].items()
-        }
-    except FileNotFoundError:
-        raise CheckpointError(f"{manifest}: missing; the checkpoint was never committed") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{manifest}: not readable: {error}") from error
-    if not listed:
-        raise CheckpointError(f"{manifest}: lists no files")
-    present = {_relative(file, checkpoint) for file in _files_below(checkpoint)} - {MANIFEST}
-    if present != set(listed):
-        raise CheckpointError(
-            f"{checkpoint}: files missing: {sorted(set(listed) - present)}, "
-            f"not in the manifest: {sorted(present - set(listed))}"
-        )
-    for name, (num_bytes, digest) in listed.items():
-        actual_bytes = (checkpoint / name).stat().st_size
-        if actual_bytes != num_bytes:
-            raise CheckpointError(f"{checkpoint / name}: {actual_bytes} bytes, expected {num_bytes}")
-        if sha256_of(checkpoint / name) != digest:
-            raise CheckpointError(f"{checkpoint / name}: SHA-256 differs from the manifest's")
+def _ranked(checkpoints: list[Checkpoint]) -> list[tuple[Checkpoint, float]]:
+    """Those that were evaluated and their scores, the best first; one whose manifest is damaged is none."""
+    scored: list[tuple[Checkpoint, float]] = []
+    for checkpoint in checkpoints:
+        try:
+            score = read_manifest(checkpoint.path).score
+        except CheckpointError:
+            continue
+        if score is not None:
+            scored.append((checkpoint, score))
+    return sorted(scored, key=lambda pair: (pair[1], pair[0].step), reverse=True)
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in bounded memory."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_manifest(folder: Path, step: int, files: list[Path]) -> None:
-    entries = {
-        _relative(file, folder): {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files
-    }
-    content = {"version": MANIFEST_VERSION, "step": step, "files": entries}
-    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _files_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _relative(file: Path, folder: Path) -> str:
-    return file.relative_to(folder).as_posix()
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

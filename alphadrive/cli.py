@@ -192,9 +192,7 @@ def _add_training(
         name, help=help_text, description=f"{help_text}. {_OVERRIDES}", epilog=example
     )
     _add_config(parser)
-    existing = parser.add_mutually_exclusive_group()
-    existing.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint")
-    existing.add_argument("--overwrite", action="store_true", help="remove the existing run first")
+    _add_existing(parser)
     parser.set_defaults(run=command)
 
 
@@ -206,7 +204,7 @@ def _add_debug(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         epilog="example: python -m pdb -m alphadrive.cli debug configs/debug.yaml grpo.steps=2",
     )
     _add_config(parser)
-    parser.add_argument("--overwrite", action="store_true", help="remove the existing run first")
+    _add_existing(parser)
     parser.set_defaults(run=_debug)
 
 
@@ -215,6 +213,12 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help="override a key, for example grpo.steps=10"
     )
+
+
+def _add_existing(parser: argparse.ArgumentParser) -> None:
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="go on from the run's newest checkpoint")
+    existing.add_argument("--overwrite", action="store_true", help="remove the existing run first")
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -251,7 +255,8 @@ def _debug(args: argparse.Namespace) -> int:
     from alphadrive.config import load_config
     from cluster.debug import run_debug
 
-    return _ended(run_debug(load_config(args.config, args.overrides), overwrite=args.overwrite))
+    config = load_config(args.config, args.overrides)
+    return _ended(run_debug(config, resume=args.resume, overwrite=args.overwrite))
 
 
 def _ended(result: "RunResult") -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from alphadrive.atomic import write_text
 from alphadrive.config_checks import check_config
 from alphadrive.errors import ConfigError
 from alphadrive.resources import shipped
@@ -226,6 +227,9 @@ class CheckpointConfig:
 
     every_steps: int = 50
     keep_last: int = 2
+    keep_best: int = 1
+    """Beside the last ones, keep so many that had the highest `val/planning_accuracy`; only those count that
+    were evaluated at their step."""
 
 
 @dataclass
@@ -319,8 +323,8 @@ def _finished(tree: Any, overrides: list[str]) -> Config:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the resolved configuration as YAML."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    """Write the resolved configuration as YAML, whole or not at all."""
+    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:

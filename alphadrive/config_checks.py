@@ -76,6 +76,7 @@ _AT_LEAST_ZERO = [
     "learner.image_cache_bytes",
     "learner.vision_cache_bytes",
     "learner.lora_rank",
+    "checkpoint.keep_best",
 ]
 _CHOICES: dict[str, tuple[object, ...]] = {
     "model.dtype": ("float32", "bfloat16"),

@@ -18,6 +18,7 @@
     ├── PolicyLagError        a group older than the configured bound reached the learner
     ├── DeadLetterError       more groups were dead-lettered than the configuration allows
     └── CheckpointError       a checkpoint that is incomplete or fails its hashes
+        └── CheckpointWriteError  one that could not be written: the disk is full or fails
 
 Each class takes one positional message, so that it survives pickling through Ray. A message says
 what, got, expected and what to do.
@@ -98,3 +99,7 @@ class DeadLetterError(AlphaDriveError):
 
 class CheckpointError(AlphaDriveError):
     """A checkpoint is incomplete or fails its hashes."""
+
+
+class CheckpointWriteError(CheckpointError):
+    """A checkpoint could not be written: the disk is full, or fails."""

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from alphadrive.atomic import fsync_path
 from alphadrive.capacity import check_room, gib
-from alphadrive.checkpoints import Checkpoint, CheckpointStore, verify
+from alphadrive.checkpoints import Checkpoint, CheckpointStore
 from alphadrive.errors import RunFolderError
+from alphadrive.manifest import verify
 from alphadrive.model_folder import num_parameters
 
 _DTYPE_BYTES = {"bfloat16": 2, "float32": 4}

@@ -104,6 +104,8 @@ SKIPPED_SHARE = "rollout/skipped_share"
 """Share of groups left out since the last step because their rewards were all equal."""
 DEAD_LETTERS = "rollout/dead_letters"
 """Groups dead-lettered so far."""
+CHECKPOINTS_FAILED = "checkpoint/failed_in_a_row"
+"""Checkpoints that could not be written since the last one that was."""
 
 SFT_LOSS = "sft/loss"
 """Cross-entropy of the target tokens, mean over the batch's tokens."""

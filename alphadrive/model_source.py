@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from alphadrive.checkpoints import CheckpointStore, verify
+from alphadrive.checkpoints import CheckpointStore
 from alphadrive.errors import RunFolderError
+from alphadrive.manifest import verify
 from alphadrive.model_folder import resolve_model
 
 

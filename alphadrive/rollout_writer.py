@@ -2,9 +2,11 @@
 
 A reward worker holds one `RolloutWriter`. It collects groups and writes them as complete small files
 (`rollouts/w0-00003.parquet`), each renamed into place, so whatever stops the run costs at most the
-groups of the part not yet written, and every file there is can be read.
+groups of the part not yet written, and every file there is can be read. A part that a full disk does not
+take is tried again later.
 """
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -42,6 +44,9 @@ SCHEMA = pa.schema(
 `reward_terms` maps a term's name to its value for each completion."""
 
 
+log = logging.getLogger(__name__)
+
+
 class RolloutWriter:
     """Writes the groups of one worker. `writer_id` must be unique among the workers of a run.
 
@@ -58,6 +63,7 @@ class RolloutWriter:
         self._max_wait_s = max_wait_s
         self._rows: list[dict[str, object]] = []
         self._oldest_s = 0.0
+        self._has_failed = False
         folder.mkdir(parents=True, exist_ok=True)
         parts = [int(path.stem.rpartition("-")[2]) for path in folder.glob(f"{writer_id}-*.parquet")]
         self._next_part = max(parts, default=-1) + 1
@@ -68,11 +74,12 @@ class RolloutWriter:
         if not self._rows:
             self._oldest_s = now
         self._rows.append(_row(scored))
-        if len(self._rows) >= self._groups_per_part or now - self._oldest_s > self._max_wait_s:
+        is_full = len(self._rows) >= self._groups_per_part and not self._has_failed
+        if is_full or now - self._oldest_s > self._max_wait_s:
             self.flush()
 
     def flush(self) -> None:
-        """Write the groups taken so far as a complete file."""
+        """Write the groups taken so far as a complete file; what cannot be written is kept for later."""
         if not self._rows:
             return
         path = self._folder / f"{self._writer_id}-{self._next_part:05d}.parquet"
@@ -80,10 +87,14 @@ class RolloutWriter:
         try:
             pq.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA), temporary, compression="zstd")
             temporary.replace(path)
+        except OSError as error:
+            log.error("%s: %d groups wait to be written: %s", path, len(self._rows), error)
+            self._has_failed, self._oldest_s = True, time.monotonic()
+            return
         finally:
             temporary.unlink(missing_ok=True)
         self._next_part += 1
-        self._rows = []
+        self._rows, self._has_failed = [], False
 
     def close(self) -> None:
         """Write what is left. Safe to call twice."""

@@ -23,16 +23,28 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
 
 from alphadrive.atomic import write_json
 from alphadrive.checkpoints import Checkpoint, CheckpointStore
-from alphadrive.config import Config, load_config, save_config, valid_keys
-from alphadrive.config_checks import get_key
+from alphadrive.config import Config, load_config, save_config
 from alphadrive.errors import RunFolderError
 from alphadrive.locks import LOCK_FILE, take_lock
+from alphadrive.resume_checks import check_resumable
+from alphadrive.rewind import (
+    NO_TICKETS,
+    EndedTickets,
+    drop_metrics,
+    drop_rollouts,
+    drop_step_files,
+    drop_unfinished,
+)
 from alphadrive.trackers import Tracker, trackers_for
+
+LEDGER_FILE = "ledger.json"
+"""In a checkpoint: what the driver knows beside what the learner keeps."""
 
 log = logging.getLogger(__name__)
 
@@ -44,18 +56,24 @@ class RunFolder:
         """Use `create`; this takes a folder as it is."""
         self.path = path
         self.config = config
-        self.checkpoints = CheckpointStore(path / "checkpoints", config.checkpoint.keep_last)
+        self.checkpoints = CheckpointStore(
+            path / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_best
+        )
         self._trackers: list[Tracker] = []
+        self._unwritten: list[str] = []
         self._lock: IO[str] | None = None
 
     @classmethod
-    def create(cls, config: Config, resume: bool = False, overwrite: bool = False) -> Self:
+    def create(
+        cls, config: Config, resume: bool = False, overwrite: bool = False, stage: str = "grpo"
+    ) -> Self:
         """Make (or reopen) `run.root/run.name` and write the resolved configuration into it.
 
         `resume` goes on in an existing folder, and starts one where there is none, so that a scheduler
         can repeat the same command. `overwrite` removes an existing run first. Raises RunFolderError
         when the folder exists and neither is given, when both are, when it is no run's folder, or when
-        another process is writing this run.
+        another process is writing this run; ConfigError when the run's checkpoint is of another stage or
+        cannot go on with this configuration.
         """
         path = Path(config.run.root) / config.run.name
         if resume and overwrite:
@@ -70,10 +88,11 @@ class RunFolder:
         )
         try:
             if _entries(path):
-                _make_way(path, config, resume=resume, overwrite=overwrite)
-            for folder in (path, path / "rollouts", path / "checkpoints"):
-                folder.mkdir(parents=True, exist_ok=True)
+                _make_way(path, config, stage, resume=resume, overwrite=overwrite)
+            # First, because it is what makes the folder a run's, whenever this process is killed.
             save_config(config, path / "config.yaml")
+            for folder in (path / "rollouts", path / "checkpoints"):
+                folder.mkdir(exist_ok=True)
         except OSError as error:
             lock.close()
             raise RunFolderError(f"{path}: cannot write the run folder: {error}") from error
@@ -82,6 +101,7 @@ class RunFolder:
             raise
         run = cls(path, config)
         run._lock = lock
+        drop_unfinished(run.rollouts_path)
         _end_last_line(run.metrics_path)
         run._trackers = trackers_for(config.run, path, config.run.name)
         return run
@@ -115,26 +135,64 @@ class RunFolder:
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         line: dict[str, object] = {"step": step, "time_s": round(time.time(), 3)}
         line |= {name: finite.get(name) for name in metrics}
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
-        for tracker in self._trackers:
-            tracker.write(step, finite)
+        self._unwritten.append(json.dumps(line, allow_nan=False) + "\n")
+        self._write_lines()
+        for tracker in list(self._trackers):
+            try:
+                tracker.write(step, finite)
+            except OSError as error:
+                log.error("%s takes no more metrics: %s", type(tracker).__name__, error)
+                self._trackers.remove(tracker)
+
+    def _write_lines(self) -> None:
+        """Append the lines not written yet; those that a full disk does not take wait for the next call."""
+        before = self.metrics_path.stat().st_size if self.metrics_path.is_file() else 0
+        try:
+            with self.metrics_path.open("a", encoding="utf-8") as file:
+                file.write("".join(self._unwritten))
+        except OSError as error:
+            log.error("%s: %d lines wait to be written: %s", self.metrics_path, len(self._unwritten), error)
+            with suppress(OSError):
+                os.truncate(self.metrics_path, before)
+        else:
+            self._unwritten.clear()
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Write `summary.json` atomically. Raises ValueError for a number that is not finite."""
         write_json(self.summary_path, summary)
 
     def write_status(self, status: Mapping[str, object]) -> None:
-        """Write `status.json` atomically."""
-        write_json(self.status_path, status)
+        """Write `status.json` atomically; a full disk leaves the one before."""
+        try:
+            write_json(self.status_path, status)
+        except OSError as error:
+            log.error("%s: cannot be written: %s", self.status_path, error)
+
+    def rewind(self, step: int) -> None:
+        """Take the run's records back to the checkpoint of `step` (0: to the start), see
+        `alphadrive.rewind`. Later checkpoints are put aside."""
+        self.checkpoints.abandon_later(step)
+        self._unwritten = [line for line in self._unwritten if json.loads(line)["step"] <= step]
+        drop_metrics(self.metrics_path, step)
+        drop_step_files(self.path / "nonfinite", step)
+        drop_rollouts(self.rollouts_path, self._ended_tickets(step))
+        for tracker in self._trackers:
+            tracker.rewind(step)
+
+    def _ended_tickets(self, step: int) -> EndedTickets:
+        for checkpoint in self.checkpoints.all():
+            if checkpoint.step == step:
+                ledger = json.loads((checkpoint.path / LEDGER_FILE).read_text(encoding="utf-8"))
+                return EndedTickets(ledger.get("next_ticket", 0), frozenset(ledger.get("open_tickets", ())))
+        return NO_TICKETS
 
     def begin_checkpoint(self, step: int) -> Path:
         """A temporary folder for the learner's ranks to write the checkpoint of `step` into."""
         return self.checkpoints.begin(step)
 
-    def commit_checkpoint(self, step: int) -> Checkpoint:
+    def commit_checkpoint(self, step: int, score: float | None = None) -> Checkpoint:
         """Prove and publish what was written since `begin_checkpoint(step)`; prune older ones."""
-        return self.checkpoints.commit(step)
+        return self.checkpoints.commit(step, score)
 
     def latest_checkpoint(self) -> Checkpoint | None:
         """The newest undamaged checkpoint (see `CheckpointStore.latest`)."""
@@ -142,8 +200,14 @@ class RunFolder:
 
     def close(self) -> None:
         """Flush and close the trackers, give up the lock. Safe to call twice."""
+        if self._unwritten:
+            self._write_lines()
         while self._trackers:
-            self._trackers.pop().close()
+            tracker = self._trackers.pop()
+            try:
+                tracker.close()
+            except OSError as error:
+                log.error("%s could not be closed: %s", type(tracker).__name__, error)
         if self._lock is not None:
             self._lock.close()
 
@@ -175,10 +239,12 @@ def _entries(path: Path) -> list[Path]:
 
 
 def _is_run_or_empty(path: Path) -> bool:
-    return path.is_dir() and ((path / "config.yaml").is_file() or not _entries(path))
+    if not path.is_dir() or (path / "config.yaml").is_file():
+        return path.is_dir()
+    return all(entry.name.startswith(".config.yaml.") for entry in _entries(path))
 
 
-def _make_way(path: Path, config: Config, *, resume: bool, overwrite: bool) -> None:
+def _make_way(path: Path, config: Config, stage: str, *, resume: bool, overwrite: bool) -> None:
     if not resume and not overwrite:
         raise RunFolderError(
             f"{path}: this run folder exists; go on with it by --resume, replace it by --overwrite, "
@@ -191,11 +257,23 @@ def _make_way(path: Path, config: Config, *, resume: bool, overwrite: bool) -> N
             else:
                 entry.unlink()
         return
-    before = load_config(str(path / "config.yaml"))
-    for key in valid_keys():
-        old, new = get_key(before, key), get_key(config, key)
-        if old != new:
-            log.warning("resuming with another %s: it was %r, now %r", key, old, new)
+    checkpoints = CheckpointStore(path / "checkpoints").all()
+    check_resumable(
+        path,
+        load_config(str(path / "config.yaml")),
+        config,
+        stage=stage,
+        stage_before=_stage_of(path),
+        has_checkpoint=bool(checkpoints),
+    )
+
+
+def _stage_of(path: Path) -> str | None:
+    """The stage of the run in a folder, as far as its status says."""
+    try:
+        return str(json.loads((path / "status.json").read_text(encoding="utf-8"))["stage"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _end_last_line(path: Path) -> None:

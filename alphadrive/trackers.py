@@ -19,6 +19,9 @@ class Tracker(Protocol):
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record finite numbers for one step."""
 
+    def rewind(self, step: int) -> None:
+        """Forget what was recorded of later steps, as far as that can be done."""
+
     def close(self) -> None:
         """Flush and let go."""
 
@@ -46,6 +49,7 @@ class TensorBoardTracker:
                 "run.tensorboard=false"
             ) from error
         self._new_event: Any = event_pb2.Event
+        self._restarted: Any = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._new_summary: Any = summary_pb2.Summary
         self._writer: Any = EventFileWriter(str(folder), flush_secs=flush_s)
 
@@ -54,6 +58,12 @@ class TensorBoardTracker:
         values = [self._new_summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         summary = self._new_summary(value=values)
         self._writer.add_event(self._new_event(wall_time=time.time(), step=step, summary=summary))
+
+    def rewind(self, step: int) -> None:
+        """Have TensorBoard leave out what earlier files hold of later steps (its own mark of a restart)."""
+        self._writer.add_event(
+            self._new_event(wall_time=time.time(), step=step + 1, session_log=self._restarted)
+        )
 
     def close(self) -> None:
         """Flush and close the event file."""
@@ -76,6 +86,9 @@ class WandbTracker:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record finite numbers for one step."""
         self._run.log(dict(metrics), step=step)
+
+    def rewind(self, step: int) -> None:
+        """W&B takes no step back: it keeps what it has, and refuses steps until they are new to it."""
 
     def close(self) -> None:
         """Finish the run."""

@@ -45,7 +45,8 @@ class DrivingQuery:
     `speed_mps` is in m/s. `plans` are all acceptable plans (`"KEEP, STRAIGHT"`), the recorded one
     first. `reasoning` is the teacher's, `waypoints` the driven (x, y) in m (see `alphadrive.trajectory`),
     where there are any. `withheld` names what the prompt does not tell (`speed`, `navigation`): an
-    evaluation asks so what a planner makes of it.
+    evaluation asks so what a planner makes of it. `seed` is where the sampling of its completions starts,
+    set when it is issued for training.
     """
 
     query_id: str
@@ -56,6 +57,7 @@ class DrivingQuery:
     reasoning: str | None = None
     waypoints: tuple[tuple[float, ...], ...] | None = None
     withheld: frozenset[str] = frozenset()
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

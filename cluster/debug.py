@@ -2,10 +2,18 @@
 
 A `breakpoint()` in a reward, the loss or the loop stops this process: there is no Ray, no other
 process, and everything runs in the main thread. What it costs: nothing overlaps.
+
+On CPU with `grpo.max_policy_lag: 0` and `grpo.sync_every: 1` it is exact: a run that is killed and resumed
+makes the weights, optimizer state, ledger and metrics (timings aside) that it would have made, bit for bit.
+For that every group is drawn by itself from empty caches with a seed of its own, nothing is drawn beside an
+evaluation or a checkpoint, no vision features are kept from step to step, and threads follow the
+configuration alone.
 """
 
 import asyncio
+import dataclasses
 import logging
+import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +23,7 @@ from alphadrive.config import Config
 from alphadrive.rollout_writer import RolloutWriter
 from alphadrive.types import DrivingQuery, GroupHeader, RolloutGroup, ScoredGroup, StepResult, WeightVersion
 from cluster.actors import largest_differences, scored_or_error
+from cluster.buffer import SlotBuffer
 from cluster.grpo import WEIGHTS_FOLDER, System, canary_limit_and_queries, drive, settings_of_engine
 from cluster.headers import header_of
 from cluster.launch import Attempt, RunResult, execute
@@ -36,9 +45,9 @@ debug: one process, no Ray. What stands in for what:
   loop, buffer     the shipped cluster/loop.py and cluster/buffer.py"""
 
 
-def run_debug(config: Config, overwrite: bool = False) -> RunResult:
+def run_debug(config: Config, resume: bool = False, overwrite: bool = False) -> RunResult:
     """Run GRPO in this process. Raises as `cluster.launch.run_grpo`."""
-    return execute("grpo", config, train_in_process, overwrite=overwrite, on_ray=False)
+    return execute("grpo", config, train_in_process, resume=resume, overwrite=overwrite, on_ray=False)
 
 
 async def train_in_process(attempt: Attempt) -> None:
@@ -48,8 +57,9 @@ async def train_in_process(attempt: Attempt) -> None:
 
     config = attempt.config
     attempt.progress.say(STAND_INS)
+    _fix_threads(int(config.learner.cpus_per_rank))
     rank = LearnerRank(
-        config,
+        _without_kept_features(config),
         rank=0,
         world_size=1,
         master_addr="127.0.0.1",
@@ -59,6 +69,8 @@ async def train_in_process(attempt: Attempt) -> None:
         attempt=attempt.version.attempt,
     )
     engine = await InProcessEngine.start(settings_of_engine(attempt, 0), "engine-0")
+    if attempt.checkpoint is not None:
+        rank.load_checkpoint(attempt.checkpoint.path)
     limit, queries = canary_limit_and_queries(attempt)
     learner = DirectLearner(rank, attempt.version)
     sync = DirectSync(engine, rank, queries, limit, config.grpo.temperature)
@@ -66,14 +78,23 @@ async def train_in_process(attempt: Attempt) -> None:
         try:
             await sync.calibrate()
             await sync.publish(learner.version)
+            if attempt.checkpoint is not None:
+                # Again, because the engine's start and the first proof may have drawn from them.
+                rank.restore_random_states(attempt.checkpoint.path)
             rollouts = DirectRollouts(config, engine)
+
+            async def save(folder: Path) -> None:
+                await learner.save(folder)
+                writer.flush()
+
             system = System(
                 rollouts=rollouts,
                 rewards=DirectRewards(config, writer),
                 learner=learner,
                 sync=sync,
                 answer=rollouts.answer,
-                save=learner.save,
+                save=save,
+                buffer=TurnBuffer,
             )
             await drive(attempt, system)
         finally:
@@ -82,8 +103,41 @@ async def train_in_process(attempt: Attempt) -> None:
             await engine.close()
 
 
+def _fix_threads(num_threads: int) -> None:
+    """Sums over threads depend on their number, which is otherwise this machine's."""
+    count = str(max(1, num_threads))
+    os.environ |= {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
+    import torch
+
+    torch.set_num_threads(int(count))
+
+
+def _without_kept_features(config: Config) -> Config:
+    """Features of a frozen vision tower are computed for every step: kept ones stem from other microbatches,
+    whose sums differ in the last bit, and a run that resumes has none."""
+    return dataclasses.replace(config, learner=dataclasses.replace(config.learner, vision_cache_bytes=0))
+
+
+class TurnBuffer(SlotBuffer):
+    """Starts new groups when the loop waits for them and not before: none is under way beside an evaluation
+    or in a checkpoint."""
+
+    _kept: Sequence[GroupHeader] = ()
+
+    def release(self, headers: Sequence[GroupHeader]) -> None:
+        """Free the slots at the next `take`."""
+        self._kept = headers
+
+    async def take(self, num_groups: int) -> list[GroupHeader]:
+        """As `SlotBuffer.take`."""
+        kept, self._kept = self._kept, ()
+        super().release(kept)
+        return await super().take(num_groups)
+
+
 class DirectRollouts:
-    """Draws groups with the engine of this process."""
+    """Draws groups with the engine of this process, each from empty caches: what others were drawn before
+    does not show in it."""
 
     def __init__(self, config: Config, engine: "InProcessEngine") -> None:
         self._config, self._engine = config, engine
@@ -91,12 +145,13 @@ class DirectRollouts:
     async def generate(self, ticket: int, query: DrivingQuery) -> object:
         """A group itself, where a cluster has a reference."""
         await asyncio.sleep(0)
-        seed = self._config.seed * 1_000_003 + ticket * self._config.grpo.group_size
-        return await self._engine.generate(ticket, query, group_sampling(self._config, seed=seed))
+        self._engine.reset_caches()
+        return await self._engine.generate(ticket, query, group_sampling(self._config, query.seed))
 
     async def answer(self, query: DrivingQuery) -> str:
         """A greedy answer on the evaluation set."""
         await asyncio.sleep(0)
+        self._engine.reset_caches()
         group = await self._engine.generate(-1, query, greedy_sampling(self._config), dataset="eval")
         return group.completions[0].text
 
@@ -180,7 +235,8 @@ class DirectSync:
         self.seconds.append(loop.time() - started_s)
 
     async def _differences(self) -> list[float]:
-        groups = tuple(
-            [await self._engine.generate(CANARY_TICKET, query, self._sampling) for query in self._queries]
-        )
-        return largest_differences(groups, self._rank.score(groups))
+        groups = []
+        for query in self._queries:
+            self._engine.reset_caches()
+            groups.append(await self._engine.generate(CANARY_TICKET, query, self._sampling))
+        return largest_differences(tuple(groups), self._rank.score(groups))

@@ -54,6 +54,7 @@ class System:
     sync: SyncWithRecord
     answer: Callable[[DrivingQuery], Awaitable[str]]
     save: Callable[[Path], Awaitable[None]]
+    buffer: type[SlotBuffer] = SlotBuffer
 
 
 async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> None:
@@ -112,10 +113,10 @@ async def drive(attempt: Attempt, system: System) -> None:
         max_dead_letters=int(config.rewards.max_dead_letter_share * num_groups),
         state=saved.get("queries"),
     )
-    buffer = SlotBuffer(
+    buffer = system.buffer(
         config.num_slots,
         (config.grpo.steps - attempt.version.step) * config.grpo.groups_per_step,
-        saved.get("next_ticket", 0),
+        ledger.next_ticket,
     )
     recorder = GrpoRecorder(
         config,
@@ -127,7 +128,8 @@ async def drive(attempt: Attempt, system: System) -> None:
         save=system.save,
         sync_seconds=system.sync.seconds,
         canary_differences=system.sync.canary_differences,
-        next_ticket=lambda: buffer.next_ticket,
+        saved=saved,
+        data_sha256=attempt.data_sha256,
     )
     parts = Parts(
         queries=ledger,
@@ -155,7 +157,7 @@ async def drive(attempt: Attempt, system: System) -> None:
     if schedule.eval_every and step % schedule.eval_every:
         await recorder.evaluate(step)
     if step != recorder.last_checkpoint_step:
-        await recorder.checkpoint(step)
+        await recorder.checkpoint(step, is_last=True)
     attempt.summary |= recorder.summary(step)
     _write_end(attempt, ledger)
 
@@ -230,14 +232,11 @@ def _make_rollout_pool(attempt: Attempt, placement: Placement, rollout_actor: ty
             max_concurrency=max(1000, 2 * config.num_slots),
         ).remote()
 
-    def sampling(ticket: int) -> Any:
-        return group_sampling(config, seed=config.seed * 1_000_003 + ticket * config.grpo.group_size)
-
     return RolloutPool(
         config.rollout,
         spawn,
         lambda index: settings_of_engine(attempt, index),
-        sampling,
+        lambda query: group_sampling(config, query.seed),
         greedy_sampling(config),
     )
 

@@ -6,7 +6,6 @@
 """
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -18,7 +17,6 @@ from typing import Any, Literal
 from alphadrive.checkpoints import Checkpoint
 from alphadrive.config import Config
 from alphadrive.config_checks import check_config
-from alphadrive.errors import CheckpointError
 from alphadrive.preflight import check_run
 from alphadrive.run_folder import RunFolder
 from alphadrive.types import WeightVersion
@@ -26,7 +24,7 @@ from cluster.placement import Placement, num_engines, plan_placement
 from cluster.processes import ProcessTree
 from cluster.progress import RunProgress
 from cluster.ray_session import cluster_size, ray_session
-from cluster.recorder import LEDGER_FILE
+from cluster.resuming import end_of_finished, kept_checkpoints, start_of
 from cluster.status import RunStatus
 from cluster.stopping import StopSignals
 from rewards.further import load_terms
@@ -58,6 +56,7 @@ class Attempt:
     status: RunStatus
     progress: RunProgress
     stop: StopSignals
+    data_sha256: str = ""
     placement: Placement | None = None
     summary: dict[str, Any] = field(default_factory=dict)
 
@@ -95,25 +94,28 @@ def execute(
     if stage == "grpo":
         load_terms(config.rewards, Path.cwd())
     checked = check_run(config, stage if on_ray else "debug")
-    run = RunFolder.create(config, resume, overwrite)
-    checkpoint = run.latest_checkpoint() if resume else None
-    saved = _read_ledger(checkpoint)
+    run = RunFolder.create(config, resume, overwrite, stage)
+    start = start_of(run, resume=resume)
     steps = config.grpo.steps if stage == "grpo" else config.sft.steps
-    version = WeightVersion(_next_attempt(run, saved) if resume else 0, checkpoint.step if checkpoint else 0)
-    status = RunStatus(run, stage, steps, version.attempt)
+    if start.version.step >= steps:
+        with run:
+            summary = end_of_finished(run, stage, steps, start)
+        return RunResult(status="finished", folder=run.path, summary=summary, checkpoint=start.checkpoint)
+    status = RunStatus(run, stage, steps, start.version.attempt)
     with run, ProcessTree() as tree, RunProgress(stage, steps, may_be_live=on_ray) as progress:
         attempt = Attempt(
             config=config,
             run=run,
             model_folder=checked.model_folder,
-            checkpoint=checkpoint,
-            saved=saved,
-            version=version,
+            checkpoint=start.checkpoint,
+            saved=start.saved,
+            version=start.version,
             status=status,
             progress=progress,
             stop=StopSignals(),
+            data_sha256=start.data_sha256,
         )
-        status.write(step=version.step)
+        status.write(step=start.version.step)
         try:
             _run_stage(stage, attempt, train, tree if on_ray else None)
         except KeyboardInterrupt:
@@ -127,11 +129,12 @@ def execute(
             summary = attempt.summary | {
                 "status": status.state,
                 "stage": stage,
-                "attempt": version.attempt,
+                "attempt": start.version.attempt,
                 "seconds": {stage: time.monotonic() - started_s},
                 "peak_rss_bytes": tree.peak_bytes,
+                "checkpoints": kept_checkpoints(run),
             }
-            run.write_summary(summary)
+            _write_summary(run, summary)
     committed = run.checkpoints.all()
     return RunResult(
         status=status.state,
@@ -139,6 +142,14 @@ def execute(
         summary=summary,
         checkpoint=committed[-1] if committed else None,
     )
+
+
+def _write_summary(run: RunFolder, summary: dict[str, Any]) -> None:
+    """A summary that a full disk does not take must not hide why the run ended."""
+    try:
+        run.write_summary(summary)
+    except OSError as error:
+        logger.error("%s: cannot be written: %s", run.summary_path, error)
 
 
 def _run_stage(stage: str, attempt: Attempt, train: Stage, tree: ProcessTree | None) -> None:
@@ -165,23 +176,3 @@ def _run_stage(stage: str, attempt: Attempt, train: Stage, tree: ProcessTree | N
 async def _with_signals(attempt: Attempt, train: Stage) -> None:
     with attempt.stop:
         await train(attempt)
-
-
-def _read_ledger(checkpoint: Checkpoint | None) -> dict[str, Any]:
-    if checkpoint is None:
-        return {}
-    try:
-        return json.loads((checkpoint.path / LEDGER_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint.path / LEDGER_FILE}: not readable: {error}") from error
-
-
-def _next_attempt(run: RunFolder, saved: dict[str, Any]) -> int:
-    """One more than any attempt before, whether it reached a checkpoint or not."""
-    before = [saved["attempt"]] if saved else []
-    if run.status_path.is_file():
-        try:
-            before.append(json.loads(run.status_path.read_text(encoding="utf-8"))["attempt"])
-        except (ValueError, KeyError):
-            logger.warning("%s is not readable; the attempt is counted from the checkpoint", run.status_path)
-    return max(before, default=-1) + 1

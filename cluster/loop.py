@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from alphadrive.errors import EngineDiedError, PolicyLagError, RewardError, RolloutError
+from alphadrive.errors import EngineDiedError, NonFiniteError, PolicyLagError, RewardError, RolloutError
 from alphadrive.types import DrivingQuery, GroupHeader, StepResult, WeightVersion
 from cluster.buffer import SlotBuffer
 
@@ -28,8 +28,6 @@ class Outcome(StrEnum):
     TRAINED = "trained"
     SKIPPED = "skipped"
     DEAD_LETTERED = "dead_lettered"
-    NON_FINITE = "non_finite"
-    """In a step whose loss or gradient was not finite: nothing was learned from it."""
 
 
 class Queries(Protocol):
@@ -46,6 +44,10 @@ class Queries(Protocol):
         self, ticket: int, outcome: Outcome, *, has_signal: bool = False, error: Exception | None = None
     ) -> None:
         """Enter how the query ended. Raises DeadLetterError above the configured share."""
+
+    def give_back(self, ticket: int, error: Exception) -> None:
+        """The step on this query's group was not applied: it is to be asked once more, under another ticket,
+        or, if it was before, dead-lettered. Raises as `settle`."""
 
 
 class Rollouts(Protocol):
@@ -190,9 +192,11 @@ async def _train(parts: Parts, schedule: Schedule) -> None:
         if step % schedule.sync_every == 0 or step == schedule.steps or is_eval_due:
             await parts.sync.publish(result.weight_version)
             published = result.weight_version
-        outcome = Outcome.TRAINED if result.was_updated else Outcome.NON_FINITE
         for header in headers:
-            parts.queries.settle(header.ticket, outcome, has_signal=header.has_signal)
+            if result.was_updated:
+                parts.queries.settle(header.ticket, Outcome.TRAINED, has_signal=header.has_signal)
+            else:
+                parts.queries.give_back(header.ticket, NonFiniteError(f"step {step}: {result.problem}"))
         buffer.release(headers)
         recorder.stepped(result, headers, max_lag)
         if is_eval_due:

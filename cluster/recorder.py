@@ -4,12 +4,11 @@ Sits behind the loop's Recorder protocol, on Ray and in one process alike: it is
 """
 
 import asyncio
-import json
 import logging
 import math
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from alphadrive.data.parquet import DrivingDataset
 from alphadrive.evaluation import evaluate
 from alphadrive.run_folder import RunFolder
 from alphadrive.types import DrivingQuery, GroupHeader, StepResult
+from cluster.checkpointing import CheckpointWriter
 from cluster.nonfinite import NonFiniteSteps
 from cluster.progress import RunProgress
 from cluster.queries import QueryLedger
@@ -26,14 +26,13 @@ from cluster.status import RunStatus
 
 logger = logging.getLogger(__name__)
 
-LEDGER_FILE = "ledger.json"
-
 
 class GrpoRecorder:
     """Records one attempt of a GRPO run.
 
     `answer` is asked in evaluations, `save` writes the learner into a folder, `sync_seconds` and
-    `canary_differences` are the growing lists of the weight sync.
+    `canary_differences` are the growing lists of the weight sync. `saved` is what the checkpoint's ledger
+    file holds, `data_sha256` what later attempts know the data by.
     """
 
     def __init__(
@@ -48,13 +47,16 @@ class GrpoRecorder:
         save: Callable[[Path], Awaitable[None]],
         sync_seconds: list[float],
         canary_differences: list[float],
-        next_ticket: Callable[[], int],
+        saved: Mapping[str, Any] | None = None,
+        data_sha256: str = "",
     ) -> None:
-        self.last_checkpoint_step: int | None = None
-        self.last_evaluation: dict[str, float] = {}
+        saved = saved or {}
+        self.last_evaluation: dict[str, float] = saved.get("evaluation", {})
+        self._evaluated_step: int | None = saved.get("evaluated_step")
         self._config, self._run, self._ledger = config, run, ledger
         self._progress, self._status = progress, status
-        self._answer, self._save, self._next_ticket = answer, save, next_ticket
+        self._answer, self._save, self._data_sha256 = answer, save, data_sha256
+        self._checkpoints = CheckpointWriter(run, status)
         self._sync_seconds, self._canary_differences = sync_seconds, canary_differences
         self._eval_task: asyncio.Task[Any] | None = None
         self._is_stopped = False
@@ -66,7 +68,7 @@ class GrpoRecorder:
         self._num_step_skipped = self._num_step_tokens = 0
         self._max_lag = 0
         self._step_scored: list[GroupHeader] = []
-        self._nonfinite = NonFiniteSteps(run.path)
+        self._nonfinite = NonFiniteSteps(run.path, saved.get("nonfinite"))
 
     def start(self) -> None:
         """Start the clock: everything is up, the loop begins."""
@@ -102,6 +104,7 @@ class GrpoRecorder:
             names.ROLLOUT_TOKENS_PER_S: self._num_step_tokens / step_s,
             names.SKIPPED_SHARE: self._num_step_skipped / num_groups,
             names.DEAD_LETTERS: float(len(self._ledger.dead_letters)),
+            names.CHECKPOINTS_FAILED: float(self._checkpoints.num_failed),
         }
         metrics[names.POLICY_LAG_MAX] = float(max_lag)
         metrics[names.REWARD_MEAN] = statistics.fmean(header.reward_mean for header in headers)
@@ -139,25 +142,39 @@ class GrpoRecorder:
         finally:
             self._eval_task = None
             self._leave_out(time.monotonic() - started_s)
-        self.last_evaluation = result.as_step_metrics()
+        self.last_evaluation, self._evaluated_step = result.as_step_metrics(), step
         self._run.write_metrics(step, self.last_evaluation)
         self._progress.say(
             f"step {step}: planning accuracy {result.metrics.planning_accuracy:.1%} on {len(dataset)} scenes"
         )
 
-    async def checkpoint(self, step: int) -> None:
-        """Write and commit a checkpoint: learner, model and ledger."""
-        folder = self._run.begin_checkpoint(step)
-        await self._save(folder)
-        ledger = {
+    @property
+    def last_checkpoint_step(self) -> int | None:
+        """The step of the last checkpoint that this attempt has written."""
+        return self._checkpoints.last_step
+
+    async def checkpoint(self, step: int, *, is_last: bool = False) -> None:
+        """Write and commit a checkpoint: learner, model and ledger. Raises CheckpointWriteError."""
+        is_evaluated = self._evaluated_step == step
+        score = self.last_evaluation.get(names.VAL_PLANNING_ACCURACY) if is_evaluated else None
+        await self._checkpoints.write(
+            step, self._save, lambda: self._ledger_file(step), score=score, is_last=is_last
+        )
+
+    def _ledger_file(self, step: int) -> dict[str, object]:
+        return {
+            "stage": "grpo",
             "step": step,
             "attempt": self._status.attempt,
-            "next_ticket": self._next_ticket(),
+            "data_sha256": self._data_sha256,
+            "next_ticket": self._ledger.next_ticket,
+            "open_tickets": self._ledger.open_tickets,
             "queries": self._ledger.state(),
+            "evaluation": self.last_evaluation,
+            "evaluated_step": self._evaluated_step,
+            "nonfinite": self._nonfinite.state(),
+            "summary": self.summary(step),
         }
-        (folder / LEDGER_FILE).write_text(json.dumps(ledger), encoding="utf-8")
-        await asyncio.to_thread(self._run.commit_checkpoint, step)
-        self.last_checkpoint_step = step
 
     def stop(self) -> None:
         """Give up an evaluation under way and start no other."""
@@ -169,14 +186,15 @@ class GrpoRecorder:
         """This part's figures of `summary.json`."""
         ended_s = self._ended_s or time.monotonic()
         wall_s = max(ended_s - self._started_s - self._excluded_s, 1e-9)
-        self._add_up()
-        num_groups = self._num_trained + self._num_skipped
+        num_skipped = self._num_skipped + self._num_step_skipped
+        num_tokens = self._num_tokens + self._num_step_tokens
+        num_groups = self._num_trained + num_skipped
         grpo: dict[str, Any] = {
             "steps": step,
             "samples_per_s": num_groups * self._config.grpo.group_size / wall_s,
-            "rollout_tokens_per_s": self._num_tokens / wall_s,
+            "rollout_tokens_per_s": num_tokens / wall_s,
             "samples": num_groups * self._config.grpo.group_size,
-            "skipped_share": self._num_skipped / max(1, num_groups),
+            "skipped_share": num_skipped / max(1, num_groups),
             "max_policy_lag": self._max_lag,
             "dead_letters": self._ledger.dead_letters,
             "nonfinite_steps": self._nonfinite.count,

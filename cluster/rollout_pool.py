@@ -62,7 +62,7 @@ class RolloutPool:
         config: RolloutConfig,
         spawn: Callable[[int], Any],
         settings_of: Callable[[int], EngineSettings],
-        group_sampling: Callable[[int], Sampling],
+        group_sampling: Callable[[DrivingQuery], Sampling],
         answer_sampling: Sampling,
     ) -> None:
         self.engines: list[Engine] = []
@@ -90,7 +90,7 @@ class RolloutPool:
         Raises RolloutError when `rollout.max_attempts` engines failed on it, EngineDiedError when
         no engine can be had any more.
         """
-        sampling = self._group_sampling(ticket)
+        sampling = self._group_sampling(query)
 
         async def draw(engine: Engine) -> object:
             receipt, group = engine.actor.generate.options(num_returns=2).remote(ticket, query, sampling)

@@ -4,16 +4,15 @@ No engines, no rewards; the same gang of ranks, run folder, checkpoints and sign
 """
 
 import asyncio
-import json
 import time
 from pathlib import Path
 
 from alphadrive import metric_names as names
 from alphadrive.data.parquet import DrivingDataset
+from cluster.checkpointing import CheckpointWriter
 from cluster.launch import Attempt
 from cluster.learner_group import LearnerGroup
 from cluster.nonfinite import NonFiniteSteps
-from cluster.recorder import LEDGER_FILE
 from cluster.row_order import RowOrder, row_order
 
 
@@ -58,13 +57,24 @@ async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
     config = attempt.config
     dataset = DrivingDataset(config.data.train, config.data.num_rows)
     num_rows = len(dataset)
-    nonfinite = NonFiniteSteps(attempt.run.path)
+    nonfinite = NonFiniteSteps(attempt.run.path, attempt.saved.get("nonfinite"))
+    checkpoints = CheckpointWriter(attempt.run, attempt.status)
+
+    def ledger() -> dict[str, object]:
+        return {
+            "stage": "sft",
+            "step": learner.version.step,
+            "attempt": attempt.version.attempt,
+            "data_sha256": attempt.data_sha256,
+            "nonfinite": nonfinite.state(),
+            "summary": {"sft": attempt.summary["sft"]},
+        }
+
     order = row_order(config.data.sampling, Path(config.data.train), num_rows, config.seed)
     stopping = asyncio.Event()
     attempt.stop.on_stop = stopping.set
     attempt.status.write(status="running")
     started_s = time.monotonic()
-    saved_step: int | None = None
     rows = batch_rows(order, num_rows, config.sft.batch_size, attempt.version.step + 1)
     learner.expect_rows(rows)
     last_loss: float | None = None
@@ -75,8 +85,8 @@ async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
         if step < config.sft.steps:
             learner.expect_rows(next_rows)
         result = await learner.sft_step(rows)
-        rows = next_rows
-        attempt.run.write_metrics(step, result.metrics)
+        metrics = result.metrics | {names.CHECKPOINTS_FAILED: float(checkpoints.num_failed)}
+        attempt.run.write_metrics(step, metrics)
         figures = {
             "loss": f"{result.metrics[names.SFT_LOSS]:.4f}",
             "samples/s": f"{result.metrics[names.SAMPLES_PER_S]:.1f}",
@@ -96,16 +106,9 @@ async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
             "nonfinite_steps": nonfinite.count,
         }
         nonfinite.raise_if_too_many()
+        rows = next_rows
         if step % config.checkpoint.every_steps == 0:
-            await _checkpoint(attempt, learner, step)
-            saved_step = step
-    if learner.version.step != saved_step:
-        await _checkpoint(attempt, learner, learner.version.step)
-
-
-async def _checkpoint(attempt: Attempt, learner: LearnerGroup, step: int) -> None:
-    folder = attempt.run.begin_checkpoint(step)
-    await learner.save(folder)
-    content = json.dumps({"step": step, "attempt": attempt.version.attempt})
-    (folder / LEDGER_FILE).write_text(content, encoding="utf-8")
-    await asyncio.to_thread(attempt.run.commit_checkpoint, step)
+            await checkpoints.write(step, learner.save, ledger)
+    step = learner.version.step
+    if step not in (checkpoints.last_step, attempt.version.step):
+        await checkpoints.write(step, learner.save, ledger, is_last=True)

@@ -17,14 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from alphadrive.config import LearnerConfig
-from alphadrive.errors import CheckpointError, NonFiniteError
+from alphadrive.errors import CheckpointError, CheckpointWriteError, NonFiniteError
+from alphadrive.manifest import check_owner
 from learner.deepspeed_setup import deepspeed_config, import_deepspeed
 from learner.resharding import LearnerShape, make_universal, needs_conversion
 
 CHECKPOINT_TAG = "learner"
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+"""What a full disk is to those who write: torch raises RuntimeError."""
 _POLL_S = 0.2
 
 
@@ -149,23 +153,68 @@ class TrainingEngine:
         )
 
     def save(self, folder: Path, client_state: dict[str, Any]) -> None:
-        """Write trained weights, optimizer and `client_state` of all ranks into `folder`."""
-        self._engine.save_checkpoint(
-            str(folder), tag=CHECKPOINT_TAG, client_state=client_state, exclude_frozen_parameters=True
-        )
-        if torch.distributed.get_rank() == 0:
-            self.shape.write(folder)
+        """Write trained weights, optimizer and `client_state` of all ranks into `folder`.
+
+        Raises CheckpointWriteError, on every rank, when one of them could not write: DeepSpeed has the ranks
+        wait for each other, so its writes must not raise.
+        """
+        is_first = torch.distributed.get_rank() == 0
+        self.write(lambda: (folder / CHECKPOINT_TAG).mkdir(parents=True, exist_ok=True))
+        writer = self._engine.checkpoint_engine
+        failures: list[Exception] = []
+
+        def save_or_note(state_dict: dict[str, Any], path: str) -> None:
+            try:
+                type(writer).save(writer, state_dict, path)
+            except WRITE_ERRORS as error:
+                failures.append(error)
+
+        writer.save = save_or_note
+        # Scripts that DeepSpeed puts beside its files, by calls that may raise on one rank alone.
+        self._engine._copy_recovery_script = lambda path: None
+        try:
+            self._engine.save_checkpoint(
+                str(folder),
+                tag=CHECKPOINT_TAG,
+                client_state=client_state,
+                save_latest=False,
+                exclude_frozen_parameters=True,
+            )
+        finally:
+            del writer.save, self._engine._copy_recovery_script
+        self._agree(failures[0] if failures else None)
+        self.write(lambda: self.shape.write(folder), is_mine=is_first)
+
+    def write(self, work: Callable[[], object], *, is_mine: bool = True) -> None:
+        """Have the ranks whose turn it is write something. Raises CheckpointWriteError, on every rank, when
+        one of them could not."""
+        failure: Exception | None = None
+        try:
+            if is_mine:
+                work()
+        except WRITE_ERRORS as error:
+            failure = error
+        self._agree(failure)
+
+    def _agree(self, failure: Exception | None) -> None:
+        (has_failed,) = self.all_reduce([float(failure is not None)], largest=True)
+        if failure is not None:
+            raise CheckpointWriteError(f"{type(failure).__name__}: {failure}") from failure
+        if has_failed:
+            raise CheckpointWriteError("another rank could not write its share")
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Read what `save` wrote, by any number of ranks; gives its `client_state`. Frozen weights stay what
         they are. Raises CheckpointError, before a weight changes when it is another model's.
 
-        The files are pickles (DeepSpeed's format): load only folders whose manifest was verified.
+        The files are pickles (DeepSpeed's format): load only folders whose manifest was verified. Those that
+        somebody else may have written are refused.
         """
         if not (folder / CHECKPOINT_TAG).is_dir():
             raise CheckpointError(
                 f"{folder}: no folder {CHECKPOINT_TAG!r} in it; it is no learner checkpoint"
             )
+        check_owner(folder)
         if not needs_conversion(LearnerShape.read(folder), self.shape, folder):
             return self._load(folder)
         # The next checkpoint removes what a crash leaves here, see `CheckpointStore.begin`.

@@ -163,6 +163,10 @@ class LearnerRank:
         """Go on from a checkpoint of any number of ranks. Raises CheckpointError."""
         self._trainer.load_checkpoint(Path(folder))
 
+    def restore_random_states(self, folder: Path) -> None:
+        """Take the random states of this rank from a checkpoint; `load_checkpoint` does that, too."""
+        self._trainer.restore_random_states(Path(folder))
+
     def close(self) -> None:
         """End the background threads."""
         self._trainer.close()

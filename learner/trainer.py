@@ -211,23 +211,22 @@ class Trainer:
         return written
 
     def save_model(self, folder: Path) -> None:
-        """Write a folder that `from_pretrained` and vLLM load (rank 0 writes)."""
+        """Write a folder that `from_pretrained` and vLLM load (rank 0 writes). Raises
+        CheckpointWriteError."""
         weights = collect_weights(self.engine, self.policy, keep=self.rank == 0)
-        if not self.rank:
-            write_model_folder(weights, self.policy, self.model_folder, folder)
-        torch.distributed.barrier()
+        self.engine.write(
+            lambda: write_model_folder(weights, self.policy, self.model_folder, folder), is_mine=not self.rank
+        )
 
     def save_checkpoint(self, folder: Path) -> None:
         """Write optimizer, trained weights, step and random states of all ranks, and an adapter in peft's
-        own format too."""
-        folder.mkdir(parents=True, exist_ok=True)
+        own format too. Raises CheckpointWriteError, on every rank, when one of them could not write."""
         self.engine.save(folder, {"step": self.step, "gradient_norms": self.gradient_norms.state()})
-        if self.policy.adapter:
+        adapter = self.policy.adapter
+        if adapter:
             factors = collect_factors(self.engine, keep=self.rank == 0)
-            if not self.rank:
-                self.policy.adapter.save(factors, folder / ADAPTER_FOLDER)
-        torch.save(_random_states(), folder / f"random_rank{self.rank}.pt")
-        torch.distributed.barrier()
+            self.engine.write(lambda: adapter.save(factors, folder / ADAPTER_FOLDER), is_mine=not self.rank)
+        self.engine.write(lambda: torch.save(_random_states(), folder / f"random_rank{self.rank}.pt"))
 
     def load_checkpoint(self, folder: Path) -> None:
         """Go on from what `save_checkpoint` wrote, on any number of ranks. Raises CheckpointError.
@@ -244,6 +243,10 @@ class Trainer:
                 # The checkpoint's tower need not be the one that the run started from.
                 self._reference.frozen_features = self._room_for_features()
                 self.reader.frozen_features = None
+        self.restore_random_states(folder)
+
+    def restore_random_states(self, folder: Path) -> None:
+        """Take this rank's random states from a checkpoint; keeps its own where that has none for it."""
         states = folder / f"random_rank{self.rank}.pt"
         if states.is_file():
             _restore_random_states(torch.load(states, weights_only=True))

@@ -90,10 +90,10 @@ class InProcessEngine:
         llm.update_weights({"update_info": {"path": weights.path}})
         llm.finish_weight_update(str(weights.version))
         check_received(llm.collective_rpc("alphadrive_received_sha256"), weights)
-        self._reset_caches()
+        self.reset_caches()
 
-    def _reset_caches(self) -> None:
-        """Drop all that was computed with other weights: prefixes, images, vision features."""
+    def reset_caches(self) -> None:
+        """Drop all that was computed before: prefixes, images, vision features."""
         self._llm.reset_prefix_cache()
         self._llm.llm_engine.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()

@@ -4,6 +4,8 @@ For what asks about all rows at once: statistics, scenes in splits, choosing row
 come as they are in the file; `alphadrive.data.validate` judges them.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,15 @@ def scan(folder: Path, columns: Sequence[str], num_rows: int | None = None) -> I
                 return
             yield ScannedRow(index, shard, shard_row, values)
             index += 1
+
+
+def queries_sha256(folder: Path, num_rows: int | None = None) -> str:
+    """What tells the first `num_rows` rows (all when None) from others: ids and plans, in order. Raises as
+    `scan`."""
+    digest = hashlib.sha256()
+    for row in scan(folder, ("query_id", "plans"), num_rows):
+        digest.update(json.dumps([row.values["query_id"], row.values["plans"]]).encode())
+    return digest.hexdigest()
 
 
 def _values(shard: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:

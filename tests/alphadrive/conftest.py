@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from PIL import Image
 
 from alphadrive.data.records import DrivingRecord, ImageRecord
 from alphadrive.prompts import answer_text, planning_prompt
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",

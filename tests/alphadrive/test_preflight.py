@@ -329,7 +329,7 @@ def test_disk_space_for_the_checkpoints_is_checked(tmp_path: Path) -> None:
     config = Config()
     config.run.root = str(tmp_path / "not" / "yet")
     assert check_disk(config, 1_000_000) == 3 * 20 * 1_000_000
-    with pytest.raises(ResourceError, match=r"keep_last=2 \+ 1 being written, x 41.0 GiB = 122.9 GiB needed"):
+    with pytest.raises(ResourceError, match=r"at least 2: 3 x 41.0 GiB = 122.9 GiB needed"):
         check_disk(config, TWO_BILLION, free_bytes=100 * GIB)
 
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from alphadrive.errors import CheckpointError, DeadLetterError
+from alphadrive.errors import CheckpointError, DeadLetterError, NonFiniteError
 from alphadrive.types import DrivingQuery
 from cluster.loop import Outcome
-from cluster.queries import QueryLedger
+from cluster.queries import QueryLedger, sampling_seed
 from cluster.row_order import balanced_order, uniform_order
 
 
@@ -117,5 +117,109 @@ def test_a_run_does_not_resume_under_another_sampling():
     state = make_ledger(num_rows=5).state()
     with pytest.raises(CheckpointError, match="sampling=uniform, this run balanced"):
         make_ledger(num_rows=5, order=balanced_order(PLANS, seed=0), state=state)
-    del state["sampling"]
     assert make_ledger(num_rows=5, order=uniform_order(5, seed=0), state=state).num_ended == 0
+
+
+FAILED_STEP = NonFiniteError("step 3: the loss is nan")
+
+
+def test_a_query_whose_step_was_not_applied_is_asked_once_more_and_then_dead_lettered():
+    ledger = make_ledger()
+    rows = rows_of(ledger, 3)
+    for ticket in (0, 1):
+        ledger.give_back(ticket, FAILED_STEP)
+    assert rows_of(ledger, 3, first_ticket=3)[:2] == rows[:2]
+    assert ledger.counts() == {0: {"issued": 4}}
+    ledger.settle(3, Outcome.TRAINED, has_signal=True)
+    ledger.give_back(4, FAILED_STEP)
+    assert ledger.counts() == {0: {"issued": 4, "trained": 1, "dead_lettered": 1}}
+    assert ledger.dead_letters[0]["row"] == rows[1]
+    assert ledger.dead_letters[0]["reason"] == "NonFiniteError: step 3: the loss is nan"
+    with pytest.raises(KeyError):
+        ledger.give_back(4, FAILED_STEP)
+
+
+def test_more_second_failures_than_dead_letters_allowed_end_the_run():
+    ledger = make_ledger(max_dead_letters=0)
+    ledger.take(0)
+    ledger.give_back(0, FAILED_STEP)
+    ledger.take(1)
+    with pytest.raises(DeadLetterError, match="the loss is nan"):
+        ledger.give_back(1, FAILED_STEP)
+
+
+def test_a_failed_try_is_remembered_by_a_checkpoint():
+    ledger = make_ledger()
+    rows = rows_of(ledger, 4)
+    ledger.settle(0, Outcome.TRAINED, has_signal=True)
+    ledger.give_back(1, FAILED_STEP)
+    ledger.give_back(2, FAILED_STEP)
+    ledger.take(4)
+    resumed = make_ledger(state=json.loads(json.dumps(ledger.state())))
+    assert resumed.counts() == {0: {"issued": 3, "trained": 1}}
+    assert rows_of(resumed, 3, first_ticket=10) == rows[1:]
+    assert resumed.counts() == {0: {"issued": 4, "trained": 1}}
+    resumed.give_back(10, FAILED_STEP)
+    assert [letter["row"] for letter in resumed.dead_letters] == [rows[1]]
+
+
+def test_a_query_given_back_after_the_end_of_the_stream_is_dead_lettered():
+    ledger = make_ledger(num_rows=2, max_epochs=1)
+    rows_of(ledger, 2)
+    assert ledger.take(2) is None
+    ledger.give_back(0, FAILED_STEP)
+    assert ledger.counts() == {0: {"issued": 2, "dead_lettered": 1}}
+
+
+def test_issued_queries_are_counted_over_all_attempts():
+    ledger = make_ledger()
+    rows_of(ledger, 8)
+    for ticket in (0, 1, 2, 6):
+        ledger.settle(ticket, Outcome.TRAINED, has_signal=True)
+    state = json.loads(json.dumps(ledger.state()))
+    assert state["issued"] == {"0": 6, "1": 2}
+    resumed = make_ledger(state=state)
+    assert resumed.counts() == {0: {"issued": 3, "trained": 3}, 1: {"issued": 1, "trained": 1}}
+    rows_of(resumed, 4)
+    assert resumed.counts() == {0: {"issued": 6, "trained": 3}, 1: {"issued": 2, "trained": 1}}
+
+
+def test_a_ledger_that_does_not_add_up_is_refused():
+    ledger = make_ledger()
+    rows_of(ledger, 3)
+    ledger.settle(0, Outcome.TRAINED)
+    state = json.loads(json.dumps(ledger.state()))
+    state["open_epochs"]["0"] = {}
+    with pytest.raises(CheckpointError, match=r"epoch 0: 1 queries issued .* but 0 ended and 0 given back"):
+        make_ledger(state=state)
+
+
+def test_a_resumed_run_goes_on_after_the_highest_ticket_that_has_ended():
+    ledger = make_ledger()
+    rows_of(ledger, 5)
+    assert (ledger.next_ticket, ledger.open_tickets) == (0, [0, 1, 2, 3, 4])
+    ledger.settle(2, Outcome.TRAINED)
+    ledger.give_back(1, FAILED_STEP)
+    assert (ledger.next_ticket, ledger.open_tickets) == (3, [0, 3, 4])
+
+
+def test_the_seed_of_a_query_follows_from_run_epoch_query_and_try_not_from_its_ticket():
+    queries = [make_ledger().take(ticket) for ticket in (0, 7)]
+    assert queries[0].seed == queries[1].seed
+    ledger = make_ledger(num_rows=1)
+    first = ledger.take(0).seed
+    ledger.give_back(0, FAILED_STEP)
+    second_try = ledger.take(1).seed
+    ledger.settle(1, Outcome.TRAINED, has_signal=True)
+    next_epoch = ledger.take(2).seed
+    other_run = make_ledger(num_rows=1, seed=1).take(0).seed
+    assert len({first, second_try, next_epoch, other_run}) == 4
+    assert first == sampling_seed(0, 0, "q0", 0, 1) == 209938535962017
+    assert all(0 <= seed < 2**48 for seed in (first, second_try))
+
+
+def test_the_draws_of_one_row_in_a_balanced_epoch_have_seeds_of_their_own():
+    ledger = make_ledger(num_rows=5, order=balanced_order(PLANS, seed=0))
+    queries = [ledger.take(ticket) for ticket in range(5)]
+    assert [query.row for query in queries].count(4) in (2, 3)
+    assert len({query.seed for query in queries}) == 5

@@ -184,6 +184,40 @@ def reference_logprobs(learner: Any, groups: list[ScoredGroup]) -> dict[str, Any
     }
 
 
+def save_on_full_disk(learner: Any, target: Path, is_hurt: bool) -> str:
+    """A save in which the last rank's first file cannot be written; then one that works."""
+    import errno
+
+    import torch
+
+    save = torch.save
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        torch.save = save
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    torch.save = full if is_hurt else save
+    try:
+        learner.save_checkpoint(target)
+    except AlphaDriveError as error:
+        learner.save_checkpoint(target)
+        return f"{type(error).__name__}: {error}"
+    finally:
+        torch.save = save
+    return "saved"
+
+
+def load_what_others_may_write(learner: Any, source: Path, is_first: bool) -> None:
+    """A load of a checkpoint one of whose files is open to all."""
+    import torch
+
+    path = min((source / "learner").glob("*_model_states.pt"))
+    if is_first:
+        path.chmod(0o666)
+    torch.distributed.barrier()
+    learner.load_checkpoint(source)
+
+
 def run_call(learner: Any, call: str, argument: Any, rank: int, world_size: int, folder: Path) -> Any:
     """One call on this rank: its result, in JSON's terms. Paths are within the scenario's folder."""
     reader = learner._trainer.reader
@@ -206,6 +240,10 @@ def run_call(learner: Any, call: str, argument: Any, rank: int, world_size: int,
         return POISONS[call](learner, groups(*argument)[rank::world_size], is_hurt=rank == world_size - 1)
     if call in MEASUREMENTS:
         return MEASUREMENTS[call](learner, folder / argument if isinstance(argument, str) else argument)
+    if call == "save_on_full_disk":
+        return save_on_full_disk(learner, folder / argument, is_hurt=rank == world_size - 1)
+    if call == "load_what_others_may_write":
+        return load_what_others_may_write(learner, folder / argument, is_first=not rank)
     if call == "reference":
         return reference_logprobs(learner, groups(*argument))
     if call == "sft":

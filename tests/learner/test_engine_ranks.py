@@ -195,3 +195,37 @@ def test_the_steps_here_change_the_weights(outcomes: Outcomes, folder: Path) -> 
     for name in (ONE, TWO_3):
         trained = load_file(folder / name / "weights.st")
         assert max((trained[key] - shipped[key]).abs().max() for key in trained) > 1e-3
+
+
+FULL_DISK = [
+    scenario(
+        f"full_disk_zero_{zero_stage}",
+        ("step", (0, 2)),
+        ("save_on_full_disk", "checkpoint"),
+        ("load_checkpoint", "checkpoint"),
+        ("step", (1, 2)),
+        ("load_what_others_may_write", "checkpoint"),
+        ranks=2,
+        learner__zero_stage=zero_stage,
+    )
+    for zero_stage in (1, 3)
+]
+
+
+@pytest.mark.parametrize("name", FULL_DISK)
+def test_a_rank_that_cannot_write_fails_the_save_on_all_and_the_next_one_works(
+    name: str, outcomes: Outcomes
+) -> None:
+    first, last = outcomes[name]
+    assert first[1] == "CheckpointWriteError: another rank could not write its share"
+    assert last[1] == "CheckpointWriteError: OSError: [Errno 28] No space left on device"
+    for rank in (first, last):
+        assert rank[2] is None and rank[3]["actor/grad_norm"] > 0
+
+
+@pytest.mark.parametrize("name", FULL_DISK)
+def test_a_checkpoint_that_others_may_write_is_refused_before_it_is_unpickled(
+    name: str, outcomes: Outcomes
+) -> None:
+    for rank in outcomes[name]:
+        assert "CheckpointError" in rank[4]["error"] and "may be written by others" in rank[4]["error"]

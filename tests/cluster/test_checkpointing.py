@@ -1,0 +1,93 @@
+"""Writing checkpoints on a disk that is full now and then."""
+
+import asyncio
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from alphadrive.config import Config
+from alphadrive.errors import CheckpointError, CheckpointWriteError
+from alphadrive.run_folder import LEDGER_FILE, RunFolder
+from cluster.checkpointing import CheckpointWriter
+from cluster.status import RunStatus
+
+
+@pytest.fixture
+def run(tmp_path):
+    config = Config()
+    config.run.root, config.run.tensorboard = str(tmp_path), False
+    with RunFolder.create(config) as run:
+        yield run
+
+
+class Learner:
+    """Saves, or fails as `failure` says after half of it is written."""
+
+    failure: Exception | None = None
+
+    async def save(self, folder: Path) -> None:
+        (folder / "model").mkdir()
+        (folder / "model" / "model.safetensors").write_text("weights")
+        if self.failure is not None:
+            raise self.failure
+        (folder / "optimizer.pt").write_text("moments")
+
+
+FAILURES = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    CheckpointWriteError("OSError: [Errno 28] No space left on device"),
+]
+
+
+def status_of(run):
+    return json.loads(run.status_path.read_text())
+
+
+def write(writer, learner, step, **options):
+    return asyncio.run(writer.write(step, learner.save, lambda: {"step": step}, **options))
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=["driver", "rank"])
+def test_training_goes_on_without_a_checkpoint_that_cannot_be_written(run, caplog, failure):
+    writer, learner = CheckpointWriter(run, RunStatus(run, "grpo", 10, 0)), Learner()
+    committed = write(writer, learner, 1, score=0.5)
+    assert json.loads((committed.path / LEDGER_FILE).read_text()) == {"step": 1}
+    assert run.checkpoints.best() == (committed, 0.5)
+    learner.failure = failure
+    for step in (2, 3):
+        assert write(writer, learner, step) is None
+        assert sorted(path.name for path in run.checkpoints.folder.iterdir()) == ["best", "step_000001"]
+        assert f"the checkpoint of step {step} could not be written" in status_of(run)["checkpoint_problem"]
+    assert "No space left on device; training goes on" in caplog.text
+    assert (writer.last_step, writer.num_failed) == (1, 2)
+    learner.failure = None
+    write(writer, learner, 4)
+    assert (writer.last_step, writer.num_failed) == (4, 0)
+    assert (status_of(run)["checkpoint_problem"], status_of(run)["checkpoint_step"]) == (None, 4)
+
+
+def test_three_failures_in_a_row_end_the_run(run):
+    writer, learner = CheckpointWriter(run, RunStatus(run, "grpo", 10, 0)), Learner()
+    write(writer, learner, 1)
+    learner.failure = FAILURES[0]
+    write(writer, learner, 2)
+    write(writer, learner, 3)
+    with pytest.raises(CheckpointWriteError, match=r"step 4 could not .*\(the 3. in a row\)"):
+        write(writer, learner, 4)
+    assert run.latest_checkpoint().step == 1
+
+
+def test_the_last_checkpoint_of_a_run_must_be_written(run):
+    writer, learner = CheckpointWriter(run, RunStatus(run, "grpo", 10, 0)), Learner()
+    learner.failure = FAILURES[1]
+    with pytest.raises(CheckpointWriteError, match=r"\(it is the run's last\)"):
+        write(writer, learner, 7, is_last=True)
+
+
+def test_an_error_that_is_no_disk_s_ends_the_run_at_once(run):
+    writer, learner = CheckpointWriter(run, RunStatus(run, "grpo", 10, 0)), Learner()
+    learner.failure = CheckpointError("a bug")
+    with pytest.raises(CheckpointError, match="a bug"):
+        write(writer, learner, 1)
