@@ -12,7 +12,6 @@ from alphadrive.errors import WeightSyncError
 from alphadrive.types import DrivingQuery, WeightsFile, WeightVersion
 from rollout.settings import Sampling
 
-CANARY_TICKET = -2
 CANARY_SEED = 20_250
 NUM_COMPLETIONS = 2
 NUM_TOKENS = 16
