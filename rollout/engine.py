@@ -190,7 +190,9 @@ class RolloutEngine:
 
         llm = self._llm
         paused_s = time.monotonic()
-        await llm.pause_generation(mode="keep", clear_cache=True)
+        # As `llm.pause_generation`, which then sleeps 20 ms to no end here: tokens carry their version.
+        await llm.renderer.clear_mm_cache_async()
+        await llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
         await llm.start_weight_update()
         await llm.update_weights(WeightTransferUpdateRequest(update_info={"path": weights.path}))
         await llm.finish_weight_update(str(weights.version))

@@ -94,7 +94,9 @@ def test_the_groups_that_prove_an_update_are_drawn_before_those_that_fill_the_en
 
     async def run() -> int:
         before = engine.tokens_generated
-        drawing = [asyncio.create_task(engine.generate(row, dataset.query(row), LONG)) for row in range(12)]
+        drawing = [
+            asyncio.create_task(engine.generate(row, dataset.query(row % 8), LONG)) for row in range(12)
+        ]
         while engine.tokens_generated < before + 200:
             await asyncio.sleep(0.01)
         receipt, canaries = await engine.update_and_draw(new.weights, [dataset.query(0)], short)
