@@ -60,6 +60,8 @@ _POSITIVE = [
     "rewards.judge_timeout_s",
     "learner.max_grad_norm",
     "learner.lora_alpha",
+    "learner.hang_timeout_s",
+    "checkpoint.stop_grace_s",
 ]
 _AT_LEAST_ZERO = [
     "grpo.max_policy_lag",
@@ -76,6 +78,7 @@ _AT_LEAST_ZERO = [
     "learner.image_cache_bytes",
     "learner.vision_cache_bytes",
     "learner.lora_rank",
+    "learner.max_restarts",
 ]
 _CHOICES: dict[str, tuple[object, ...]] = {
     "model.dtype": ("float32", "bfloat16"),

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Self
 
-from alphadrive.atomic import write_json
+from alphadrive.atomic import write_json, write_text
 from alphadrive.checkpoints import Checkpoint, CheckpointStore
 from alphadrive.config import Config, load_config, save_config, valid_keys
 from alphadrive.config_checks import get_key
@@ -140,6 +140,16 @@ class RunFolder:
         """The newest undamaged checkpoint (see `CheckpointStore.latest`)."""
         return self.checkpoints.latest()
 
+    def rewind(self, step: int) -> None:
+        """Take back what was written after the checkpoint of `step` (0: after the start) by an attempt that
+        was cut off: the lines of `metrics.jsonl`."""
+        if not self.metrics_path.is_file():
+            return
+        lines = self.metrics_path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        if len(kept) < len(lines):
+            write_text(self.metrics_path, "".join(f"{line}\n" for line in kept))
+
     def close(self) -> None:
         """Flush and close the trackers, give up the lock. Safe to call twice."""
         while self._trackers:
@@ -167,6 +177,14 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
             continue
         merged.setdefault(line["step"], {}).update(line)
     return [merged[step] for step in sorted(merged)]
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics; infinity for one that a crash cut off."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _entries(path: Path) -> list[Path]:

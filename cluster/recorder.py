@@ -50,6 +50,8 @@ class GrpoRecorder:
         canary_differences: list[float],
         next_ticket: Callable[[], int],
     ) -> None:
+        self.num_events = 0
+        """Grows with every group scored, step, answer of an evaluation and checkpoint."""
         self.last_checkpoint_step: int | None = None
         self.last_evaluation: dict[str, float] = {}
         self._config, self._run, self._ledger = config, run, ledger
@@ -78,12 +80,14 @@ class GrpoRecorder:
 
     def scored(self, header: GroupHeader) -> None:
         """Count a scored group."""
+        self.num_events += 1
         self._num_step_skipped += self._skips_flat_groups and not header.has_signal
         self._num_step_tokens += header.num_tokens
         self._step_scored.append(header)
 
     def stepped(self, result: StepResult, headers: Sequence[GroupHeader], max_lag: int) -> None:
         """Write and show one step. Raises NonFiniteError at the third in a row that was not finite."""
+        self.num_events += 1
         now_s = time.monotonic()
         step_s = now_s - self._step_started_s
         self._step_started_s = now_s
@@ -129,7 +133,7 @@ class GrpoRecorder:
             return
         started_s = time.monotonic()
         dataset = DrivingDataset(self._config.data.eval, self._config.eval.num_rows)
-        self._eval_task = asyncio.ensure_future(evaluate(self._answer, dataset))
+        self._eval_task = asyncio.ensure_future(evaluate(self._counted_answer, dataset))
         try:
             result = await self._eval_task
         except asyncio.CancelledError:
@@ -158,6 +162,7 @@ class GrpoRecorder:
         (folder / LEDGER_FILE).write_text(json.dumps(ledger), encoding="utf-8")
         await asyncio.to_thread(self._run.commit_checkpoint, step)
         self.last_checkpoint_step = step
+        self.num_events += 1
 
     def stop(self) -> None:
         """Give up an evaluation under way and start no other."""
@@ -196,6 +201,11 @@ class GrpoRecorder:
                 name.removeprefix("val/"): value for name, value in self.last_evaluation.items()
             }
         return summary
+
+    async def _counted_answer(self, query: DrivingQuery) -> str:
+        answer = await self._answer(query)
+        self.num_events += 1
+        return answer
 
     def _add_up(self) -> None:
         self._num_skipped += self._num_step_skipped

@@ -61,6 +61,14 @@ class RewardPool:
             f"failed {MAX_ATTEMPTS} times: {_words(failure, self._config.timeout_s)}"
         ) from failure
 
+    async def flush(self) -> None:
+        """Write what was scored until now: afterwards no worker holds a group that was given to it before."""
+        for worker in self._workers:
+            try:
+                await fetch(worker.flush.remote(), self._config.timeout_s)
+            except (TimeoutError, ActorGoneError) as error:
+                logger.warning("a reward worker did not write what it has scored: %s", error)
+
     async def close(self) -> None:
         """Write what is not on disk yet and end the workers."""
         for worker in self._workers:

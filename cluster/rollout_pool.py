@@ -109,12 +109,14 @@ class RolloutPool:
         return await self._attempts(draw, f"evaluation of {query.query_id}")
 
     def begin_sync(self) -> list[Engine]:
-        """Close every serving engine to new groups; the engines that are to get new weights.
+        """Close every serving engine to new groups; the engines that are to get new weights, those that a
+        sync was cut off with included.
 
         Raises the failure that ended the pool, where there is one.
         """
         self._raise_failure()
-        engines = [engine for engine in self.engines if engine.state is EngineState.SERVING]
+        states = (EngineState.SERVING, EngineState.SYNCING)
+        engines = [engine for engine in self.engines if engine.state in states]
         for engine in engines:
             engine.state = EngineState.SYNCING
             engine.settled.clear()

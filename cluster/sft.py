@@ -14,6 +14,7 @@ from cluster.launch import Attempt
 from cluster.learner_group import LearnerGroup
 from cluster.nonfinite import NonFiniteSteps
 from cluster.recorder import LEDGER_FILE
+from cluster.recovery import train_with_restarts
 from cluster.row_order import RowOrder, row_order
 
 
@@ -32,11 +33,11 @@ async def train_sft(attempt: Attempt) -> None:
         checkpoint=attempt.checkpoint.path if attempt.checkpoint else None,
     )
     try:
-        await _steps(attempt, learner)
+        await train_with_restarts(attempt, learner, lambda: _steps(attempt, learner))
         if not attempt.stop.was_asked:
             attempt.status.write(status="finished")
     finally:
-        learner.kill()
+        await learner.end()
 
 
 def batch_rows(order: RowOrder, num_rows: int, batch_size: int, step: int) -> list[int]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from alphadrive.errors import EngineDiedError
+from alphadrive.errors import EngineDiedError, LearnerDiedError
 from alphadrive.types import DrivingQuery, WeightsFile, WeightVersion
 from cluster.learner_group import LearnerGroup
 from cluster.proof import CANARY_TICKET, CanaryLimit, canary_sampling, check_digest
@@ -51,6 +51,11 @@ class WeightSync:
         self._folder = folder
         self._prefix = prefix
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether `calibrate` has set the limit."""
+        return self._limit.limit is not None
+
     async def calibrate(self) -> None:
         """Compare engines and learner before any transfer; sets the limit for all that follow."""
         async with self._learner.lock:
@@ -70,10 +75,16 @@ class WeightSync:
         self.seconds.append(time.monotonic() - started_s)
 
     async def catch_up(self, engine: Engine) -> None:
-        """Bring one new engine to the learner's weights, with the same proof. Raises WeightSyncError,
-        EngineDiedError when it is lost again."""
-        async with self._learner.lock:
-            await self._bring([engine], self._learner.version)
+        """Bring one new engine to the learner's weights, with the same proof; waits while the learner
+        restarts. Raises WeightSyncError, EngineDiedError when it is lost again."""
+        while True:
+            await self._learner.is_up.wait()
+            try:
+                async with self._learner.lock:
+                    await self._bring([engine], self._learner.version)
+                break
+            except LearnerDiedError as error:
+                logger.info("%s waits for the learner: %s", engine.engine_id, error)
         if engine not in self._pool.living():
             raise EngineDiedError(f"{engine.engine_id} was lost while it took the current weights")
 

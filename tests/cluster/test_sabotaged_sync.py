@@ -135,5 +135,5 @@ async def _sabotage(config, folder):
         await step()
         await fails("wrong_file", "workers received")
     finally:
-        learner.kill()
+        await learner.end()
         await pool.close()
