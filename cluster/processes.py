@@ -80,10 +80,12 @@ class ProcessTree:
         self.peak_bytes = 0
         self._reaper = reaper
         self._seen: set[psutil.Process] = set()
+        self._others: set[psutil.Process] = set()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="process-tree", daemon=True)
 
     def __enter__(self) -> "ProcessTree":
+        self._others = set(psutil.Process().children(recursive=True))
         self._thread.start()
         return self
 
@@ -97,11 +99,10 @@ class ProcessTree:
 
     def _watch(self) -> None:
         root = psutil.Process()
-        others = set(root.children(recursive=True))
         while True:
             current = root.children(recursive=True)
             if self._reaper is not None:
-                self._reaper.know(set(current) - self._seen - others)
+                self._reaper.know(set(current) - self._seen - self._others)
             self._seen.update(current)
             self.peak_bytes = max(self.peak_bytes, _resident_bytes([root, *current]))
             if self._is_over.wait(INTERVAL_S):

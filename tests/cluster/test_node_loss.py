@@ -93,7 +93,7 @@ async def lose_node(cluster, condition):
     ids = {node.node_id for node in cluster.worker_nodes}
     (node_id,) = [node for node, classes in classes_of.items() if node in ids and condition(classes)]
     (node,) = [node for node in cluster.worker_nodes if node.node_id == node_id]
-    await asyncio.to_thread(cluster.add_node, num_cpus=CPUS_OF_A_NODE)
+    cluster.add_node(num_cpus=CPUS_OF_A_NODE)  # sets signal handlers: in the main thread only
     await asyncio.to_thread(cluster.remove_node, node, False)
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -16,9 +17,12 @@ import subprocess, sys, time
 from cluster import processes
 processes.INTERVAL_S = 0.1
 sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
-before = subprocess.Popen(sleep, start_new_session=True)
+def start():
+    return subprocess.Popen(sleep, start_new_session=True, stdout=subprocess.DEVNULL)
+
+before = start()
 with processes.Reaper(sys.argv[1]) as reaper, processes.ProcessTree(reaper):
-    own = [subprocess.Popen(sleep, start_new_session=True) for _ in range(2)]
+    own = [start(), start()]
     time.sleep(1)
     print(before.pid, reaper.pid, *(child.pid for child in own), flush=True)
     sys.stdin.readline()
@@ -39,10 +43,11 @@ def driver(tmp_path):
     pids = [int(pid) for pid in process.stdout.readline().split()]
     children = [psutil.Process(pid) for pid in pids]
     yield process, children, weights
-    for child in [process, *children]:
-        if child.is_running():
+    process.kill()
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
             child.kill()
-    process.communicate()
+    process.wait()
 
 
 def wait_until_gone(processes, timeout_s=20):
