@@ -1,6 +1,6 @@
 """A gang of actors: placed all or none, called all at once, lost as a whole.
 
-    place ──▶ call, call, ... ──▶ end
+    place ──▶ call, call, ... ──▶ kill
                   │ a process is gone, or a call does not end in time
                   ▼
               LearnerDiedError: the others wait in a collective for what will never come
@@ -12,17 +12,14 @@ process is gone. Knows neither models nor steps; `cluster.learner_group` does.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any, NoReturn, Self
 
-import psutil
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from alphadrive.errors import AlphaDriveError, LearnerDiedError, LearnerError, ResourceError
 from cluster.actors import Meeting
-from cluster.processes import end_processes
 from cluster.remote import ActorGoneError, ReferenceLostError, fetch, kill
 
 PING_INTERVAL_S = 1.0
@@ -42,7 +39,6 @@ class Gang:
         self.call_under_way: tuple[str, float] | None = None
         """The method that runs, and since when (monotonic)."""
         self._group = group
-        self._local: list[psutil.Process] = []
 
     @classmethod
     async def place(
@@ -65,11 +61,6 @@ class Gang:
     async def meet(self, timeout_s: float) -> list[Meeting]:
         """Wait for the processes; where each runs. Raises as `call`."""
         self.processes = await self.call("rendezvous", [()] * len(self.ranks), timeout_s)
-        here = ray.get_runtime_context().get_node_id()
-        for rank in self.processes:
-            with suppress(psutil.NoSuchProcess):
-                if rank.node == here:
-                    self._local.append(psutil.Process(rank.pid))
         return self.processes
 
     async def call(
@@ -104,13 +95,11 @@ class Gang:
                 raise LearnerDiedError(f"a learner rank died: {error}") from error
             await asyncio.sleep(PING_INTERVAL_S)
 
-    async def end(self) -> None:
-        """End all processes, stuck ones too, and give their resources back."""
+    def kill(self) -> None:
+        """End all processes (Ray ends stopped ones, too) and give their resources back."""
         for rank in self.ranks:
             kill(rank)
         remove_placement_group(self._group)
-        # A stopped process takes no order from Ray.
-        await asyncio.to_thread(end_processes, self._local)
 
     async def _checked(self, rank: int, method: str, reference: Any) -> Any:
         label = f"learner rank {rank} of {len(self.ranks)}"
@@ -156,6 +145,7 @@ async def _unless_stuck(
         return work.result()
     finally:
         work.cancel()
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 def _spawn(actor_class: Any, group: Any, rank: int, resources: dict[str, float]) -> Any:

@@ -82,7 +82,7 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
         remove_leftover_weights(attempt.run)
         await asyncio.gather(pool.close(), rewards.close())
         if learner is not None:
-            await learner.end()
+            learner.kill()
 
 
 async def _train(attempt: Attempt, pool: RolloutPool, rewards: RewardPool, learner: LearnerGroup) -> None:

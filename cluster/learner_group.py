@@ -69,7 +69,7 @@ class LearnerGroup:
     async def restart(self, version: WeightVersion, checkpoint: Path | None) -> None:
         """End what is left of the ranks, wait for room, start new ones that go on from `checkpoint` (the
         starting model if None) as `version`. Raises LearnerError, or what a rank raised."""
-        await self.end()
+        self.kill()
         self._lost = asyncio.get_running_loop().create_future()
         try:
             await self._bring_up(version, checkpoint, RESTART_PLACEMENT_TIMEOUT_S)
@@ -124,12 +124,12 @@ class LearnerGroup:
                 "save", [(folder,)] * len(self._ranks), measure=lambda: _bytes_below(Path(folder))
             )
 
-    async def end(self) -> None:
+    def kill(self) -> None:
         """End all ranks and give their resources back."""
         self.is_up.clear()
         gang, self._gang = self._gang, None
         if gang is not None:
-            await gang.end()
+            gang.kill()
 
     def workers(self) -> list[WorkerStatus]:
         """The ranks, for `alphadrive status`."""
@@ -180,7 +180,7 @@ class LearnerGroup:
             if checkpoint is not None:
                 await gang.call("load", [(checkpoint,)] * num_ranks, START_TIMEOUT_S)
         except BaseException:
-            await self.end()
+            self.kill()
             raise
         self.version = version
         self.is_up.set()

@@ -68,7 +68,7 @@ async def _go_back(
     lost: LearnerDiedError,
 ) -> None:
     attempt.stop.on_stop = None
-    await learner.end()
+    learner.kill()
     if settle is not None:
         await settle()
     await asyncio.to_thread(attempt.begin_again, f"{type(lost).__name__}: {lost}")

@@ -37,7 +37,7 @@ async def train_sft(attempt: Attempt) -> None:
         if not attempt.stop.was_asked:
             attempt.status.write(status="finished")
     finally:
-        await learner.end()
+        learner.kill()
 
 
 def batch_rows(order: RowOrder, num_rows: int, batch_size: int, step: int) -> list[int]:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ SIZES = [
 ]
 
 
+def patiently(call, **options):
+    """Ray gives its processes 30 s to start, which a busy machine may not make."""
+    for _ in range(2):
+        with suppress(Exception):
+            return call(**options)
+    return call(**options)
+
+
 @pytest.fixture(scope="module")
 def nodes():
     """A cluster whose head takes no work, and two nodes that do."""
@@ -39,10 +48,10 @@ def nodes():
 
     with ProcessTree() as tree:
         before = tree.descendants()
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        cluster = patiently(Cluster, initialize_head=True, head_node_args={"num_cpus": 0})
         try:
             for _ in range(2):
-                cluster.add_node(num_cpus=CPUS_OF_A_NODE)
+                patiently(cluster.add_node, num_cpus=CPUS_OF_A_NODE)
             ray.init(address=cluster.address, namespace="alphadrive", log_to_driver=False)
             ray.cloudpickle.register_pickle_by_value(fake_actors)
             yield cluster
@@ -93,7 +102,7 @@ async def lose_node(cluster, condition):
     ids = {node.node_id for node in cluster.worker_nodes}
     (node_id,) = [node for node, classes in classes_of.items() if node in ids and condition(classes)]
     (node,) = [node for node in cluster.worker_nodes if node.node_id == node_id]
-    cluster.add_node(num_cpus=CPUS_OF_A_NODE)  # sets signal handlers: in the main thread only
+    patiently(cluster.add_node, num_cpus=CPUS_OF_A_NODE)  # sets signal handlers: in the main thread only
     await asyncio.to_thread(cluster.remove_node, node, False)
 
 

@@ -135,5 +135,5 @@ async def _sabotage(config, folder):
         await step()
         await fails("wrong_file", "workers received")
     finally:
-        await learner.end()
+        learner.kill()
         await pool.close()

@@ -55,7 +55,7 @@ def run_synchronised(tmp_path, monkeypatch, main, num_ranks=1, **pool_options):
             pool.catch_up = sync.catch_up
             await main(pool, learner, sync)
         finally:
-            await learner.end()
+            learner.kill()
             await pool.close()
             assert list(tmp_path.glob("*weights*")) == []
 
