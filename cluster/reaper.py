@@ -13,8 +13,13 @@ import glob
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
+
+SWEEPS = 5
+"""One a second: in a cluster that goes on, the learner may outlive its driver by a moment and write one more
+file. Over long before the next attempt, which has engines to start first, writes its own."""
 
 
 def main() -> None:
@@ -31,9 +36,11 @@ def main() -> None:
         if _start_ticks(pid) == ticks and not _is_resource_tracker(pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    for name in glob.glob(sys.argv[1], include_hidden=True):
-        with suppress(OSError):
-            os.unlink(name)
+    for _ in range(SWEEPS):
+        for name in glob.glob(sys.argv[1], include_hidden=True):
+            with suppress(OSError):
+                os.unlink(name)
+        time.sleep(1)
 
 
 def _start_ticks(pid: int) -> int | None:
