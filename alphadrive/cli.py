@@ -4,6 +4,7 @@
     1    an error of the run itself (an engine, the learner, a checkpoint)
     2    wrong input: arguments, configuration, data, model, run folder, resources
     130  stopped by Ctrl-C
+    143  stopped by SIGTERM
 
 What a command does is imported when it runs, so that `--help` answers at once.
 """
@@ -48,6 +49,7 @@ In the order one uses them:
 """
 
 _INTERRUPTED = 130
+_TERMINATED = 143
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 _OVERRIDES = (
@@ -59,7 +61,7 @@ _OVERRIDES = (
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script; ends the process with the exit code."""
     code = run(argv)
-    if code == _INTERRUPTED:
+    if code in (_INTERRUPTED, _TERMINATED):
         # All of ours is closed by now, but an engine's threads, whose processes got the same Ctrl-C, may
         # abort the interpreter on its way out.
         sys.stdout.flush()
@@ -87,9 +89,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         if args.verbose:
             logging.getLogger(__name__).debug("where it was raised", exc_info=True)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("alphadrive: stopped by Ctrl-C", file=sys.stderr)
-        return _INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        is_ctrl_c = type(interrupt) is KeyboardInterrupt
+        print(f"alphadrive: stopped by {'Ctrl-C' if is_ctrl_c else 'SIGTERM'}", file=sys.stderr)
+        return _INTERRUPTED if is_ctrl_c else _TERMINATED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

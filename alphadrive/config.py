@@ -214,6 +214,11 @@ class LearnerConfig:
     """The adapters' contribution is scaled by `lora_alpha / lora_rank`."""
     lora_targets: str = r"model\.language_model\..*_proj"
     """A regular expression for the whole names of the linear modules that get adapters."""
+    max_restarts: int = 3
+    """Times a lost learner restarts without a new checkpoint in between before the run ends."""
+    hang_timeout_s: float = 300.0
+    """A step, or another call of the learner, that takes longer is a hang, and the learner is restarted; at
+    least three times the slowest step."""
 
 
 @dataclass
@@ -235,6 +240,8 @@ class CheckpointConfig:
     keep_best: int = 1
     """Beside the last ones, keep so many that had the highest `val/planning_accuracy`; only those count that
     were evaluated at their step."""
+    stop_grace_s: float = 60.0
+    """Time after Ctrl-C or SIGTERM for the step under way and a checkpoint."""
 
 
 @dataclass

@@ -61,6 +61,8 @@ _POSITIVE = [
     "rewards.judge_timeout_s",
     "learner.max_grad_norm",
     "learner.lora_alpha",
+    "learner.hang_timeout_s",
+    "checkpoint.stop_grace_s",
 ]
 _AT_LEAST_ZERO = [
     "grpo.max_policy_lag",
@@ -78,6 +80,7 @@ _AT_LEAST_ZERO = [
     "learner.vision_cache_bytes",
     "learner.lora_rank",
     "checkpoint.keep_best",
+    "learner.max_restarts",
 ]
 _CHOICES: dict[str, tuple[object, ...]] = {
     "model.dtype": ("float32", "bfloat16"),

@@ -16,10 +16,12 @@
     ├── RewardError           a reward raised, hung or returned something that is no finite number
     │   └── RewardWorkerDiedError   no reward worker can be had any more
     ├── LearnerError          the learner failed
-    │   └── NonFiniteError    a loss or a gradient that is not finite
+    │   ├── NonFiniteError    a loss or a gradient that is not finite
+    │   └── LearnerDiedError  a rank's process is gone or hangs: the learner restarts from a checkpoint
     ├── WeightSyncError       an engine does not hold the weights it claims
     ├── PolicyLagError        a group older than the configured bound reached the learner
     ├── DeadLetterError       more groups were dead-lettered than the configuration allows
+    ├── StalledError          a run in which nothing was done for too long
     └── CheckpointError       a checkpoint that is incomplete or fails its hashes
         └── CheckpointWriteError  one that could not be written: the disk is full or fails
 
@@ -100,6 +102,10 @@ class NonFiniteError(LearnerError):
     """A loss or a gradient is not finite."""
 
 
+class LearnerDiedError(LearnerError):
+    """A learner rank's process is gone, or hangs; what is left of the learner can only be ended."""
+
+
 class WeightSyncError(AlphaDriveError):
     """An engine does not hold the weights it claims to hold."""
 
@@ -110,6 +116,10 @@ class PolicyLagError(AlphaDriveError):
 
 class DeadLetterError(AlphaDriveError):
     """More groups were dead-lettered than the configuration allows."""
+
+
+class StalledError(AlphaDriveError):
+    """Nothing was done for too long; the message names what waits for what."""
 
 
 class CheckpointError(AlphaDriveError):

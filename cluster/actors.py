@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -146,8 +147,12 @@ class RewardActor:
         self._writer.write(scored)
         return header_of(scored, None), scored
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Write what is not on disk yet."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """The same, at the end."""
         self._writer.close()
 
 
@@ -167,20 +172,34 @@ def scored_or_error(
         ) from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meeting:
+    """Where a rank runs; `node` is Ray's id of its node."""
+
+    address: str
+    port: int
+    node: str
+    pid: int
+
+
 class LearnerActor:
     """One rank of the learner: `LearnerRank` for GRPO, `SftRank` for SFT."""
 
     _rank: Any
 
-    def rendezvous(self) -> tuple[str, int]:
-        """An address and a free port on this node for the ranks to meet at."""
-        address = ray.util.get_node_ip_address()
+    def rendezvous(self) -> Meeting:
+        """Where this process runs, with a free port for the ranks to meet at."""
         with socket.socket() as probe:
             probe.bind(("", 0))
-            return address, probe.getsockname()[1]
+            port = probe.getsockname()[1]
+        node = ray.get_runtime_context().get_node_id()
+        return Meeting(address=ray.util.get_node_ip_address(), port=port, node=node, pid=os.getpid())
 
-    def start(self, stage: str, config: Config, placing: dict[str, Any], environment: dict[str, str]) -> int:
-        """Load the model and join the other ranks; returns this process's id.
+    def ping(self) -> None:
+        """Answered when the calls before it have ended."""
+
+    def start(self, stage: str, config: Config, placing: dict[str, Any], environment: dict[str, str]) -> None:
+        """Load the model and join the other ranks.
 
         `stage` is `grpo` or `sft`, `placing` the keyword arguments of the rank besides the
         configuration, `environment` what must be set before torch is imported.
@@ -194,7 +213,6 @@ class LearnerActor:
             from learner.sft import SftRank
 
             self._rank = SftRank(config, **placing)
-        return os.getpid()
 
     def expect(self, rows: list[int]) -> None:
         """Start reading the images of rows of the dataset that this rank will train on soon."""

@@ -14,7 +14,6 @@ import asyncio
 import dataclasses
 import logging
 import os
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +23,9 @@ from alphadrive.rollout_writer import RolloutWriter
 from alphadrive.types import DrivingQuery, GroupHeader, RolloutGroup, ScoredGroup, StepResult, WeightVersion
 from cluster.actors import largest_differences, scored_or_error
 from cluster.buffer import SlotBuffer
-from cluster.grpo import WEIGHTS_FOLDER, System, canary_limit_and_queries, drive, settings_of_engine
+from cluster.grpo import System, canary_limit_and_queries, drive, settings_of_engine
 from cluster.headers import header_of
-from cluster.launch import Attempt, RunResult, execute
+from cluster.launch import WEIGHTS_FOLDER, Attempt, RunResult, execute, weights_prefix
 from cluster.proof import CanaryLimit, canary_sampling, check_digest
 from rollout.settings import CANARY_TICKET, greedy_sampling, group_sampling
 
@@ -73,7 +72,8 @@ async def train_in_process(attempt: Attempt) -> None:
         rank.load_checkpoint(attempt.checkpoint.path)
     limit, queries = canary_limit_and_queries(attempt)
     learner = DirectLearner(rank, attempt.version)
-    sync = DirectSync(engine, rank, queries, limit, config.grpo.temperature)
+    path = WEIGHTS_FOLDER / f"{weights_prefix(attempt.run)}.safetensors"
+    sync = DirectSync(engine, rank, queries, limit, config.grpo.temperature, path)
     with RolloutWriter(attempt.run.rollouts_path, "debug") as writer:
         try:
             await sync.calibrate()
@@ -95,6 +95,7 @@ async def train_in_process(attempt: Attempt) -> None:
                 answer=rollouts.answer,
                 save=save,
                 buffer=TurnBuffer,
+                describe=lambda: "one process",
             )
             await drive(attempt, system)
         finally:
@@ -210,8 +211,9 @@ class DirectSync:
         queries: Sequence[DrivingQuery],
         limit: CanaryLimit,
         temperature: float,
+        path: Path,
     ) -> None:
-        self.path = WEIGHTS_FOLDER / f"alphadrive-{uuid.uuid4().hex}.safetensors"
+        self.path = path
         self.seconds: list[float] = []
         self.canary_differences: list[float] = []
         self._engine, self._rank, self._queries, self._limit = engine, rank, queries, limit

@@ -6,7 +6,6 @@
 import asyncio
 import dataclasses
 import logging
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from alphadrive.data.parquet import DrivingDataset
 from alphadrive.types import DrivingQuery
 from cluster.actors import CONTROL, RewardActor, RolloutActor
 from cluster.buffer import SlotBuffer
-from cluster.launch import Attempt
+from cluster.launch import WEIGHTS_FOLDER, Attempt, remove_leftover_weights, weights_prefix
 from cluster.learner_group import LearnerGroup
 from cluster.loop import Learner, Parts, Rewards, Rollouts, Schedule, Sync, run
 from cluster.nodes import watch_nodes
@@ -27,15 +26,15 @@ from cluster.placement import Placement
 from cluster.proof import CanaryLimit, canary_queries
 from cluster.queries import QueryLedger
 from cluster.recorder import GrpoRecorder
+from cluster.recovery import train_with_restarts
 from cluster.reward_pool import RewardPool
 from cluster.rollout_pool import RolloutPool
 from cluster.row_order import row_order
+from cluster.stall import guarded, stall_limit_s, watch_progress
 from cluster.weight_sync import WeightSync
 from rollout.settings import EngineSettings, engine_settings, greedy_sampling, group_sampling
 
 logger = logging.getLogger(__name__)
-
-WEIGHTS_FOLDER = Path("/dev/shm")
 
 
 class SyncWithRecord(Sync, Protocol):
@@ -55,6 +54,8 @@ class System:
     sync: SyncWithRecord
     answer: Callable[[DrivingQuery], Awaitable[str]]
     save: Callable[[Path], Awaitable[None]]
+    describe: Callable[[], str]
+    """What engines and learner are doing, in words."""
     buffer: type[SlotBuffer] = SlotBuffer
 
 
@@ -65,8 +66,8 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
     pool = _make_rollout_pool(attempt, placement, rollout_actor)
     rewards = _make_reward_pool(config, attempt.run.rollouts_path)
     learner: LearnerGroup | None = None
-    sync: WeightSync | None = None
     nodes = asyncio.create_task(watch_nodes((pool, rewards)))
+    remove_leftover_weights(attempt.run)
     attempt.progress.say(
         f"starting {config.rollout.num_workers} engines, {config.rewards.num_workers} reward workers, "
         f"{config.learner.num_ranks} learner ranks"
@@ -77,51 +78,54 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
             starting.create_task(rewards.start())
             learner_task = starting.create_task(_start_learner(attempt, placement))
         learner = learner_task.result()
-        sync = _make_sync(attempt, pool, learner)
-        await sync.calibrate()
-        await sync.publish(learner.version)
-        system = System(
-            rollouts=pool,
-            rewards=rewards,
-            learner=learner,
-            sync=sync,
-            answer=pool.answer,
-            save=learner.save,
-        )
-        await drive(attempt, system)
+        await _train(attempt, pool, rewards, learner)
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     finally:
         nodes.cancel()
-        if sync is not None:
-            sync.remove_files()
+        remove_leftover_weights(attempt.run)
         await asyncio.gather(pool.close(), rewards.close())
         if learner is not None:
             learner.kill()
 
 
+async def _train(attempt: Attempt, pool: RolloutPool, rewards: RewardPool, learner: LearnerGroup) -> None:
+    sync = _make_sync(attempt, pool, learner)
+
+    def describe() -> str:
+        engines = (f"{each.id} is {each.state}, {each.num_under_way} groups" for each in pool.engines)
+        return "; ".join([*engines, learner.doing()])
+
+    system = System(
+        rollouts=pool,
+        rewards=rewards,
+        learner=learner,
+        sync=sync,
+        answer=pool.answer,
+        save=learner.save,
+        describe=describe,
+    )
+
+    async def from_last_checkpoint() -> None:
+        if not sync.is_calibrated:
+            await sync.calibrate()
+        await sync.publish(learner.version)
+        await drive(attempt, system)
+
+    await train_with_restarts(attempt, learner, from_last_checkpoint, settle=rewards.flush)
+
+
 async def drive(attempt: Attempt, system: System) -> None:
-    """Run the loop from the attempt's first step to its end, and write the last checkpoint."""
-    config, saved = attempt.config, attempt.saved
-    dataset = DrivingDataset(config.data.train, config.data.num_rows)
-    first_step = attempt.version.step + 1
-    schedule = make_schedule(config, first_step)
-    num_groups = config.grpo.steps * config.grpo.groups_per_step
-    ledger = QueryLedger(
-        dataset.query,
-        len(dataset),
-        seed=config.seed,
-        order=row_order(config.data.sampling, Path(config.data.train), len(dataset), config.seed),
-        max_dead_letters=int(config.rewards.max_dead_letter_share * num_groups),
-        state=saved.get("queries"),
-    )
-    buffer = system.buffer(
-        config.num_slots,
-        (config.grpo.steps - attempt.version.step) * config.grpo.groups_per_step,
-        ledger.next_ticket,
-    )
+    """Run the loop from the attempt's first step to its end, and write the last checkpoint.
+
+    Raises StalledError when nothing is done for a long time, and what the loop raises.
+    """
+    ledger = _make_ledger(attempt)
+    grpo = attempt.config.grpo
+    num_groups = (grpo.steps - attempt.version.step) * grpo.groups_per_step
+    buffer = system.buffer(attempt.config.num_slots, num_groups, ledger.next_ticket)
     recorder = GrpoRecorder(
-        config,
+        attempt.config,
         attempt.run,
         ledger,
         attempt.progress,
@@ -130,7 +134,7 @@ async def drive(attempt: Attempt, system: System) -> None:
         save=system.save,
         sync_seconds=system.sync.seconds,
         canary_differences=system.sync.canary_differences,
-        saved=saved,
+        saved=attempt.saved,
         data_sha256=attempt.data_sha256,
     )
     parts = Parts(
@@ -147,21 +151,50 @@ async def drive(attempt: Attempt, system: System) -> None:
         buffer.stop()
         recorder.stop()
 
+    def done() -> object:
+        return recorder.num_events, ledger.num_ended, system.learner.version
+
+    def describe() -> str:
+        slots = (
+            f"{buffer.num_held} of {buffer.num_slots} slots held, {buffer.num_ready} groups wait for a step"
+        )
+        return f"{slots}; {system.describe()}"
+
     attempt.stop.on_stop = stop
     attempt.status.write(status="running")
+    limit_s = stall_limit_s(attempt.config)
+    await guarded(_to_the_end(attempt, parts, recorder), watch_progress(limit_s, done, describe))
+    _write_end(attempt, ledger)
+
+
+async def _to_the_end(attempt: Attempt, parts: Parts, recorder: GrpoRecorder) -> None:
+    schedule, learner = make_schedule(attempt.config, attempt.version.step + 1), parts.learner
     recorder.start()
     try:
         await run(parts, schedule)
     finally:
         recorder.end()
-        attempt.summary |= recorder.summary(system.learner.version.step)
-    step = system.learner.version.step
+        attempt.summary |= recorder.summary(learner.version.step)
+    step = learner.version.step
     if schedule.eval_every and step % schedule.eval_every:
         await recorder.evaluate(step)
     if step != recorder.last_checkpoint_step:
         await recorder.checkpoint(step, is_last=True)
     attempt.summary |= recorder.summary(step)
-    _write_end(attempt, ledger)
+
+
+def _make_ledger(attempt: Attempt) -> QueryLedger:
+    config = attempt.config
+    dataset = DrivingDataset(config.data.train, config.data.num_rows)
+    num_groups = config.grpo.steps * config.grpo.groups_per_step
+    return QueryLedger(
+        dataset.query,
+        len(dataset),
+        seed=config.seed,
+        order=row_order(config.data.sampling, Path(config.data.train), len(dataset), config.seed),
+        max_dead_letters=int(config.rewards.max_dead_letter_share * num_groups),
+        state=attempt.saved.get("queries"),
+    )
 
 
 def make_schedule(config: Config, first_step: int) -> Schedule:
@@ -179,8 +212,11 @@ def make_schedule(config: Config, first_step: int) -> Schedule:
 
 
 def settings_of_engine(attempt: Attempt, index: int) -> EngineSettings:
-    """How an engine of this attempt starts: from the checkpoint's model where there is one."""
-    folder = attempt.checkpoint.model_path if attempt.checkpoint else attempt.model_folder
+    """How an engine of this attempt starts: from the checkpoint's model where there is one. A later engine
+    may find that removed, in favour of newer ones; it is brought up to date anyway."""
+    folder = attempt.model_folder
+    if attempt.checkpoint is not None and attempt.checkpoint.model_path.is_dir():
+        folder = attempt.checkpoint.model_path
     settings = engine_settings(
         attempt.config, str(folder), engine_index=index, attempt=attempt.version.attempt
     )
@@ -265,6 +301,6 @@ def _make_sync(attempt: Attempt, pool: RolloutPool, learner: LearnerGroup) -> We
         temperature=config.grpo.temperature,
         timeout_s=config.rollout.sync_timeout_s,
         folder=WEIGHTS_FOLDER,
-        prefix=f"alphadrive-{uuid.uuid4().hex}",
+        prefix=weights_prefix(attempt.run),
         update_mode=config.rollout.update_mode,
     )

@@ -6,10 +6,10 @@
 """
 
 import asyncio
+import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,15 +21,18 @@ from alphadrive.preflight import check_run
 from alphadrive.run_folder import RunFolder
 from alphadrive.types import WeightVersion
 from cluster.placement import Placement, num_engines, plan_placement
-from cluster.processes import ProcessTree
+from cluster.processes import ProcessTree, Reaper
 from cluster.progress import RunProgress
 from cluster.ray_session import cluster_size, ray_session
 from cluster.resuming import end_of_finished, kept_checkpoints, start_of
+from cluster.stall import Deadman, guarded, stall_limit_s
 from cluster.status import RunStatus
-from cluster.stopping import StopSignals
+from cluster.stopping import StopSignals, sigterm_as_interrupt
 from rewards.further import load_terms
 
 logger = logging.getLogger(__name__)
+
+WEIGHTS_FOLDER = Path("/dev/shm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +47,8 @@ class RunResult:
 
 @dataclass(slots=True, kw_only=True)
 class Attempt:
-    """One attempt at a run: what a stage works with. A resumed run is a new attempt."""
+    """One attempt at a run: what a stage works with. A resumed run is a new attempt, and so is one whose
+    learner restarts, in the same object."""
 
     config: Config
     run: RunFolder
@@ -60,8 +64,17 @@ class Attempt:
     placement: Placement | None = None
     summary: dict[str, Any] = field(default_factory=dict)
 
+    def begin_again(self, cause: str) -> None:
+        """Go back to the last committed checkpoint, as the next attempt; `cause` is for people. Raises
+        as `start_of`."""
+        start = start_of(self.run, resume=True)
+        self.checkpoint, self.saved = start.checkpoint, start.saved
+        attempt = max(start.version.attempt, self.version.attempt + 1)
+        self.version = WeightVersion(attempt, start.version.step)
+        self.status.begin_attempt(attempt, start.version.step, cause)
 
-Stage = Callable[[Attempt], Awaitable[None]]
+
+Stage = Callable[[Attempt], Coroutine[Any, Any, None]]
 
 
 def run_grpo(config: Config, resume: bool = False, overwrite: bool = False) -> RunResult:
@@ -102,7 +115,13 @@ def execute(
             summary = end_of_finished(run, stage, steps, start)
         return RunResult(status="finished", folder=run.path, summary=summary, checkpoint=start.checkpoint)
     status = RunStatus(run, stage, steps, start.version.attempt)
-    with run, ProcessTree() as tree, RunProgress(stage, steps, may_be_live=on_ray) as progress:
+    with (
+        sigterm_as_interrupt(),
+        run,
+        Reaper(f"{WEIGHTS_FOLDER}/*{weights_prefix(run)}*") as reaper,
+        ProcessTree(reaper) as tree,
+        RunProgress(stage, steps, may_be_live=on_ray) as progress,
+    ):
         attempt = Attempt(
             config=config,
             run=run,
@@ -112,10 +131,12 @@ def execute(
             version=start.version,
             status=status,
             progress=progress,
-            stop=StopSignals(),
+            stop=StopSignals(config.checkpoint.stop_grace_s),
             data_sha256=start.data_sha256,
         )
-        status.write(step=start.version.step)
+        status.begin_attempt(
+            start.version.attempt, start.version.step, "resumed" if start.version.attempt else "started"
+        )
         try:
             _run_stage(stage, attempt, train, tree if on_ray else None)
         except KeyboardInterrupt:
@@ -129,7 +150,8 @@ def execute(
             summary = attempt.summary | {
                 "status": status.state,
                 "stage": stage,
-                "attempt": start.version.attempt,
+                "attempt": attempt.version.attempt,
+                "attempts": status.attempts,
                 "seconds": {stage: time.monotonic() - started_s},
                 "peak_rss_bytes": tree.peak_bytes,
                 "checkpoints": kept_checkpoints(run),
@@ -159,20 +181,45 @@ def _run_stage(stage: str, attempt: Attempt, train: Stage, tree: ProcessTree | N
     num_gpus = (
         engines * config.rollout.gpus_per_worker + config.learner.num_ranks * config.learner.gpus_per_rank
     )
-    with ray_session(num_gpus, tree) if tree is not None else nullcontext():
-        if tree is not None:
-            attempt.placement = plan_placement(config, stage, *cluster_size())
-            if attempt.placement.note:
-                attempt.progress.say(attempt.placement.note)
-        try:
-            asyncio.run(_with_signals(attempt, train))
-        except asyncio.CancelledError:
-            if not attempt.stop.was_asked:
-                raise
-        if attempt.stop.was_asked:
-            raise KeyboardInterrupt("stopped by a signal")
+    if tree is None:
+        return _run_loop(attempt, train(attempt))
+    with _deadman(attempt) as deadman, ray_session(num_gpus, tree):
+        attempt.placement = plan_placement(config, stage, *cluster_size())
+        if attempt.placement.note:
+            attempt.progress.say(attempt.placement.note)
+        _run_loop(attempt, guarded(train(attempt), deadman.pulse()))
 
 
-async def _with_signals(attempt: Attempt, train: Stage) -> None:
-    with attempt.stop:
-        await train(attempt)
+def _deadman(attempt: Attempt) -> Deadman:
+    def report(words: str) -> None:
+        attempt.status.write(status="failed", reason=words)
+
+    return Deadman(stall_limit_s(attempt.config), report)
+
+
+def _run_loop(attempt: Attempt, work: Coroutine[Any, Any, None]) -> None:
+    """Run the event loop. Raises KeyboardInterrupt after an orderly end by a signal."""
+
+    async def with_signals() -> None:
+        with attempt.stop:
+            await work
+
+    try:
+        asyncio.run(with_signals())
+    except asyncio.CancelledError:
+        if not attempt.stop.was_asked:
+            raise
+    if attempt.stop.was_asked:
+        raise attempt.stop.interrupt()
+
+
+def weights_prefix(run: RunFolder) -> str:
+    """How the names of a run's weights files in `WEIGHTS_FOLDER` start: the same for every attempt, so that
+    the next one removes what the last one left."""
+    return f"alphadrive-{hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:16]}"
+
+
+def remove_leftover_weights(run: RunFolder) -> None:
+    """Remove what an attempt of this run that was cut off has left in `WEIGHTS_FOLDER`."""
+    for path in WEIGHTS_FOLDER.glob(f"*{weights_prefix(run)}*"):
+        path.unlink(missing_ok=True)

@@ -2,41 +2,49 @@
 
     step(groups) ──▶ rank 0: groups 0, R, 2R ...   rank 1: groups 1, R+1 ...   (object references)
 
-Used by GRPO and SFT. The ranks are placed all or none. If one dies the others cannot go on (they wait for
-it in a collective), so the group raises LearnerError and is closed as a whole. `lock` is held while
-weights change and while they are compared with an engine's, so that the two never overlap.
+Used by GRPO and SFT. If one rank is lost the others cannot go on: every call raises LearnerDiedError,
+`watch` too, until `restart` has put a new gang in place. `lock` is held while weights change and while they
+are compared with an engine's, so that the two never overlap.
 """
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
-
-import ray
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from typing import Any, NoReturn, Self, TypeVar
 
 from alphadrive.config import Config
-from alphadrive.errors import AlphaDriveError, LearnerError, ResourceError
+from alphadrive.errors import LearnerDiedError, LearnerError, ResourceError
 from alphadrive.types import StepResult, WeightsFile, WeightVersion
 from cluster.actors import LearnerActor
+from cluster.gang import Gang
 from cluster.placement import Placement
-from cluster.remote import ActorGoneError, fetch, kill
+from cluster.workers import WorkerState, WorkerStatus
 
 T = TypeVar("T")
 
 PLACEMENT_TIMEOUT_S = 60.0
+RESTART_PLACEMENT_TIMEOUT_S = 600.0
+"""Longer than at the start: where a node was lost, another one may have to come first."""
+START_TIMEOUT_S = 600.0
 
 
 class LearnerGroup:
-    """All ranks of the learner. Make one with `start`."""
+    """All ranks of the learner of `stage` (`grpo` or `sft`). Make one with `start`."""
 
-    def __init__(self, ranks: list[Any], gang: Any, version: WeightVersion) -> None:
-        self.version = version
+    def __init__(
+        self, stage: str, config: Config, placement: Placement, model_folder: Path, dataset_folder: Path
+    ) -> None:
+        self.version = WeightVersion(0, 0)
         self.lock = asyncio.Lock()
-        self.pids: list[int] = []
-        self._ranks = ranks
-        self._gang = gang
+        self.is_up = asyncio.Event()
+        """Set while there is a gang that takes calls."""
+        self._stage, self._config, self._placement = stage, config, placement
+        self._model_folder, self._dataset_folder = model_folder, dataset_folder
+        self._gang: Gang | None = None
+        self._lost: asyncio.Future[LearnerDiedError] = asyncio.get_running_loop().create_future()
+        self._groups_done = [0] * config.learner.num_ranks
+        self._last_step_s: float | None = None
 
     @classmethod
     async def start(
@@ -50,31 +58,37 @@ class LearnerGroup:
         version: WeightVersion,
         checkpoint: Path | None = None,
     ) -> Self:
-        """Place and start all ranks of `stage` (`grpo` or `sft`); they go on from `checkpoint` if given.
+        """Place and start all ranks; they go on from `checkpoint` if given.
 
         Raises ResourceError when the gang cannot be placed, LearnerError or what a rank raised.
         """
-        num_ranks = config.learner.num_ranks
-        resources = placement.rank_resources()
-        gang = placement_group([resources] * num_ranks, strategy="PACK")
-        try:
-            await asyncio.wait_for(gang.ready(), PLACEMENT_TIMEOUT_S)
-        except TimeoutError:
-            remove_placement_group(gang)
-            raise ResourceError(
-                f"learner.num_ranks={num_ranks} ranks of {resources} could not be placed together in "
-                f"{PLACEMENT_TIMEOUT_S:.0f} s; the cluster has {ray.available_resources()} free"
-            ) from None
-        ranks = [_spawn(gang, rank, resources) for rank in range(num_ranks)]
-        group = cls(ranks, gang, version)
-        try:
-            await group._join(stage, config, placement, model_folder, dataset_folder, version.attempt)
-            if checkpoint is not None:
-                await group._all("load", [(checkpoint,)] * num_ranks)
-        except BaseException:
-            group.kill()
-            raise
+        group = cls(stage, config, placement, model_folder, dataset_folder)
+        await group._bring_up(version, checkpoint, PLACEMENT_TIMEOUT_S)
         return group
+
+    async def restart(self, version: WeightVersion, checkpoint: Path | None) -> None:
+        """End what is left of the ranks, wait for room, start new ones that go on from `checkpoint` (the
+        starting model if None) as `version`. Raises LearnerError, or what a rank raised."""
+        self.kill()
+        self._lost = asyncio.get_running_loop().create_future()
+        try:
+            await self._bring_up(version, checkpoint, RESTART_PLACEMENT_TIMEOUT_S)
+        except ResourceError as error:
+            raise LearnerError(f"the learner was lost and cannot restart: {error}") from error
+
+    async def watch(self) -> NoReturn:
+        """Raises LearnerDiedError once the learner is lost, whether anybody calls it or not."""
+        assert self._gang is not None
+        death = asyncio.ensure_future(self._gang.watch())
+        try:
+            await asyncio.wait([death, self._lost], return_when=asyncio.FIRST_COMPLETED)
+            if death.done():
+                self._lose(_death_of(death))
+            # Engines in the middle of an update must not be left there: their sync ends by itself.
+            async with self.lock:
+                raise self._lost.result()
+        finally:
+            death.cancel()
 
     def expect(self, place: int, row: int) -> None:
         """Have the rank that the group at `place` will be dealt to read its query's image."""
@@ -83,11 +97,11 @@ class LearnerGroup:
     async def step(self, scored: Sequence[object]) -> StepResult:
         """One optimizer step on scored groups (references), dealt out to the ranks in turn."""
         async with self.lock:
-            return await self._step("step", [tuple(share) for share in self._dealt(scored)])
+            return await self._step("step", [tuple(share) for share in self._dealt(scored)], len(scored))
 
     async def sft_step(self, rows: Sequence[int]) -> StepResult:
         """One optimizer step of SFT on rows of the dataset, dealt out to the ranks in turn."""
-        return await self._step("sft_step", [(list(share),) for share in self._dealt(rows)])
+        return await self._step("sft_step", [(list(share),) for share in self._dealt(rows)], len(rows))
 
     def expect_rows(self, rows: Sequence[int]) -> None:
         """Have the ranks read the images of a coming `sft_step`."""
@@ -96,99 +110,141 @@ class LearnerGroup:
 
     async def logprob_differences(self, groups: Sequence[object]) -> list[float]:
         """For every group (reference) the largest difference between its log-probabilities and ours."""
-        shares = await self._all("logprob_differences", [tuple(share) for share in self._dealt(groups)])
+        shares = await self._call("logprob_differences", [tuple(share) for share in self._dealt(groups)])
         return [shares[index % len(shares)][index // len(shares)] for index in range(len(groups))]
 
     async def export_weights(self, path: Path) -> WeightsFile:
         """Write the weights as they are now to one file."""
-        return (await self._all("export_weights", [(path,)] * len(self._ranks)))[0]
+        return (await self._call("export_weights", [(path,)] * len(self._ranks)))[0]
 
     async def save(self, folder: Path) -> None:
-        """Write model and optimizer into a folder."""
-        await self._all("save", [(folder,)] * len(self._ranks))
+        """Write model and optimizer into a folder. As long as that grows, it may take any time."""
+        async with self.lock:
+            await self._call(
+                "save", [(folder,)] * len(self._ranks), measure=lambda: _bytes_below(Path(folder))
+            )
 
     def kill(self) -> None:
         """End all ranks and give their resources back."""
-        for rank in self._ranks:
-            kill(rank)
-        remove_placement_group(self._gang)
+        self.is_up.clear()
+        gang, self._gang = self._gang, None
+        if gang is not None:
+            gang.kill()
+
+    def workers(self) -> list[WorkerStatus]:
+        """The ranks, for `alphadrive status`."""
+        if self._lost.done():
+            state = WorkerState.DEAD
+        else:
+            state = WorkerState.SERVING if self.is_up.is_set() else WorkerState.STARTING
+        processes = self._gang.processes if self._gang is not None else []
+        return [
+            WorkerStatus(
+                kind="learner",
+                id=f"rank-{rank}",
+                pid=processes[rank].pid if processes else None,
+                node=processes[rank].node if processes else None,
+                state=state,
+                weight_version=str(self.version),
+                groups_done=num_groups,
+                last_progress_s=self._last_step_s,
+            )
+            for rank, num_groups in enumerate(self._groups_done)
+        ]
+
+    def doing(self) -> str:
+        """What the learner does, in words."""
+        if self._gang is None or not self.is_up.is_set():
+            return "the learner is not up"
+        if self._gang.call_under_way is None:
+            return f"the learner waits at version {self.version}"
+        method, since_s = self._gang.call_under_way
+        return f"the learner is in {method} for {time.monotonic() - since_s:.0f} s"
+
+    @property
+    def _ranks(self) -> list[Any]:
+        if self._gang is None:
+            raise LearnerDiedError("the learner is not up")
+        return self._gang.ranks
 
     def _dealt(self, items: Sequence[T]) -> list[Sequence[T]]:
         """Every rank's share of the items, dealt out in turn."""
-        return [items[rank :: len(self._ranks)] for rank in range(len(self._ranks))]
+        num_ranks = self._config.learner.num_ranks
+        return [items[rank::num_ranks] for rank in range(num_ranks)]
 
-    async def _join(
-        self,
-        stage: str,
-        config: Config,
-        placement: Placement,
-        model_folder: Path,
-        dataset_folder: Path,
-        attempt: int,
-    ) -> None:
-        meetings = await self._all("rendezvous", [()] * len(self._ranks))
-        nodes = {address for address, _ in meetings}
-        address, port = meetings[0]
-        is_one_node = len(nodes) == 1
-        environment = {"OMP_NUM_THREADS": str(placement.threads_per_rank)}
-        if is_one_node and not placement.gpus_per_rank:
+    async def _bring_up(self, version: WeightVersion, checkpoint: Path | None, placement_s: float) -> None:
+        num_ranks, resources = self._config.learner.num_ranks, self._placement.rank_resources()
+        self._gang = gang = await Gang.place(LearnerActor, num_ranks, resources, placement_s)
+        try:
+            await self._join(gang, version.attempt)
+            if checkpoint is not None:
+                await gang.call("load", [(checkpoint,)] * num_ranks, START_TIMEOUT_S)
+        except BaseException:
+            self.kill()
+            raise
+        self.version = version
+        self.is_up.set()
+
+    async def _join(self, gang: Gang, attempt: int) -> None:
+        """Have the ranks load the model and find each other."""
+        meetings = await gang.meet(START_TIMEOUT_S)
+        is_one_node = len({meeting.address for meeting in meetings}) == 1
+        environment = {"OMP_NUM_THREADS": str(self._placement.threads_per_rank)}
+        if is_one_node and not self._placement.gpus_per_rank:
             environment["GLOO_SOCKET_IFNAME"] = "lo"
+        placing = {
+            "world_size": len(meetings),
+            "master_addr": "127.0.0.1" if is_one_node else meetings[0].address,
+            "master_port": meetings[0].port,
+            "model_folder": self._model_folder,
+            "dataset_folder": self._dataset_folder,
+            "attempt": attempt,
+        }
         arguments = [
-            (
-                stage,
-                config,
-                {
-                    "rank": rank,
-                    "world_size": len(self._ranks),
-                    "master_addr": "127.0.0.1" if is_one_node else address,
-                    "master_port": port,
-                    "model_folder": model_folder,
-                    "dataset_folder": dataset_folder,
-                    "attempt": attempt,
-                },
-                environment,
-            )
-            for rank in range(len(self._ranks))
+            (self._stage, self._config, placing | {"rank": rank}, environment)
+            for rank in range(len(meetings))
         ]
-        self.pids = await self._all("start", arguments)
+        await gang.call("start", arguments, START_TIMEOUT_S)
 
-    async def _step(self, method: str, arguments: list[tuple[Any, ...]]) -> StepResult:
-        results = await self._all(method, arguments)
+    async def _step(self, method: str, arguments: list[tuple[Any, ...]], num_items: int) -> StepResult:
+        results = await self._call(method, arguments)
         versions = {result.weight_version for result in results}
         if len(versions) != 1:
             raise LearnerError(f"the ranks are at different versions after a step: {sorted(versions)}")
         self.version = results[0].weight_version
+        self._last_step_s = time.time()
+        for rank, share in enumerate(self._dealt(range(num_items))):
+            self._groups_done[rank] += len(share)
         return results[0]
 
-    async def _all(self, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
-        """Call a method on all ranks at once. Raises the first failure without waiting for the others."""
-        references = [
-            getattr(actor, method).remote(*args) for actor, args in zip(self._ranks, arguments, strict=True)
-        ]
-        calls = [self._checked(rank, method, reference) for rank, reference in enumerate(references)]
-        return await asyncio.gather(*calls)
-
-    async def _checked(self, rank: int, method: str, reference: Any) -> Any:
-        label = f"learner rank {rank} of {len(self._ranks)}"
+    async def _call(
+        self,
+        method: str,
+        arguments: list[tuple[Any, ...]],
+        measure: Callable[[], object] = lambda: None,
+    ) -> list[Any]:
+        if self._lost.done():
+            raise self._lost.result()
+        if self._gang is None or not self.is_up.is_set():
+            raise LearnerDiedError("the learner is not up")
         try:
-            return await fetch(reference)
-        except ActorGoneError as error:
-            raise LearnerError(f"{label} died in {method}: {error}") from error
-        except AlphaDriveError:
+            return await self._gang.call(method, arguments, self._config.learner.hang_timeout_s, measure)
+        except LearnerDiedError as error:
+            self._lose(error)
             raise
-        except Exception as error:
-            raise LearnerError(f"{label} failed in {method}: {type(error).__name__}: {error}") from error
+
+    def _lose(self, error: LearnerDiedError) -> None:
+        self.is_up.clear()
+        if not self._lost.done():
+            self._lost.set_result(error)
 
 
-def _spawn(gang: Any, rank: int, resources: dict[str, float]) -> Any:
-    strategy = PlacementGroupSchedulingStrategy(placement_group=gang, placement_group_bundle_index=rank)
-    return (
-        ray.remote(LearnerActor)
-        .options(
-            num_cpus=resources.get("CPU", 0),
-            num_gpus=resources.get("GPU", 0),
-            max_restarts=0,
-            scheduling_strategy=strategy,
-        )
-        .remote()
-    )
+def _death_of(watch: "asyncio.Future[NoReturn]") -> LearnerDiedError:
+    error = watch.exception()
+    if isinstance(error, LearnerDiedError):
+        return error
+    raise error or LearnerError("the watch on the learner ended")
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

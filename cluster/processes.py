@@ -1,12 +1,18 @@
 """The processes of a run: how much memory they hold, and that none outlives it."""
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
+from typing import Self
 
 import psutil
+
+from cluster import reaper
 
 logger = logging.getLogger(__name__)
 
@@ -14,21 +20,72 @@ INTERVAL_S = 1.0
 EXIT_TIMEOUT_S = 10.0
 
 
+class Reaper:
+    """Ends the processes it is told of, and removes the files that match `leftovers`, if this process dies
+    before it leaves the `with` block. See `cluster.reaper`."""
+
+    def __init__(self, leftovers: str) -> None:
+        self._command = [sys.executable, "-I", "-S", str(Path(reaper.__file__)), leftovers]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        # In a session of its own, so that no Ctrl-C reaches it.
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._order("end")
+        assert self._process is not None and self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(EXIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that does it."""
+        return self._process.pid if self._process is not None else None
+
+    def know(self, processes: Iterable[psutil.Process]) -> None:
+        """Tell it of processes of the run."""
+        for process in processes:
+            self._order(str(process.pid))
+
+    def _order(self, line: str) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            logger.warning("the process that cleans up after a killed driver is gone")
+
+
 class ProcessTree:
     """Watches this process and its descendants from a thread, while in a `with` block.
 
     `peak_bytes` is the largest sum of resident sizes seen; shared libraries count once for each
     process, so it is an upper bound. Descendants are remembered: a process whose parent was killed
-    belongs to nobody, but still to the run.
+    belongs to nobody, but still to the run. `reaper` is told of those that are new.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reaper: Reaper | None = None) -> None:
         self.peak_bytes = 0
+        self._reaper = reaper
         self._seen: set[psutil.Process] = set()
+        self._others: set[psutil.Process] = set()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="process-tree", daemon=True)
 
     def __enter__(self) -> "ProcessTree":
+        self._others = set(psutil.Process().children(recursive=True))
         self._thread.start()
         return self
 
@@ -44,6 +101,8 @@ class ProcessTree:
         root = psutil.Process()
         while True:
             current = root.children(recursive=True)
+            if self._reaper is not None:
+                self._reaper.know(set(current) - self._seen - self._others)
             self._seen.update(current)
             self.peak_bytes = max(self.peak_bytes, _resident_bytes([root, *current]))
             if self._is_over.wait(INTERVAL_S):

@@ -14,7 +14,7 @@ import ray
 
 from alphadrive.errors import ClusterError
 from cluster.processes import ProcessTree, end_processes
-from cluster.stopping import ctrl_c_deferred
+from cluster.stopping import signals_deferred
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def ray_session(num_gpus: float, tree: ProcessTree) -> Iterator[None]:
     before = tree.descendants()
     address = os.environ.get("RAY_ADDRESS")
     try:
-        with ctrl_c_deferred():
+        with signals_deferred():
             if address:
                 _init(address=address)
             else:
@@ -41,7 +41,7 @@ def ray_session(num_gpus: float, tree: ProcessTree) -> Iterator[None]:
         yield
     finally:
         started = tree.descendants() - before
-        with ctrl_c_deferred():
+        with signals_deferred():
             ray.shutdown()
             if not address:
                 end_processes(started)

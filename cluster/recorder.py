@@ -50,6 +50,8 @@ class GrpoRecorder:
         saved: Mapping[str, Any] | None = None,
         data_sha256: str = "",
     ) -> None:
+        self.num_events = 0
+        """Grows with every group scored, step, answer of an evaluation and checkpoint."""
         saved = saved or {}
         self.last_evaluation: dict[str, float] = saved.get("evaluation", {})
         self._evaluated_step: int | None = saved.get("evaluated_step")
@@ -80,12 +82,14 @@ class GrpoRecorder:
 
     def scored(self, header: GroupHeader) -> None:
         """Count a scored group."""
+        self.num_events += 1
         self._num_step_skipped += self._skips_flat_groups and not header.has_signal
         self._num_step_tokens += header.num_tokens
         self._step_scored.append(header)
 
     def stepped(self, result: StepResult, headers: Sequence[GroupHeader], max_lag: int) -> None:
         """Write and show one step. Raises NonFiniteError at the third in a row that was not finite."""
+        self.num_events += 1
         now_s = time.monotonic()
         step_s = now_s - self._step_started_s
         self._step_started_s = now_s
@@ -132,7 +136,7 @@ class GrpoRecorder:
             return
         started_s = time.monotonic()
         dataset = DrivingDataset(self._config.data.eval, self._config.eval.num_rows)
-        self._eval_task = asyncio.ensure_future(evaluate(self._answer, dataset))
+        self._eval_task = asyncio.ensure_future(evaluate(self._counted_answer, dataset))
         try:
             result = await self._eval_task
         except asyncio.CancelledError:
@@ -160,6 +164,7 @@ class GrpoRecorder:
         await self._checkpoints.write(
             step, self._save, lambda: self._ledger_file(step), score=score, is_last=is_last
         )
+        self.num_events += 1
 
     def _ledger_file(self, step: int) -> dict[str, object]:
         return {
@@ -214,6 +219,11 @@ class GrpoRecorder:
                 name.removeprefix("val/"): value for name, value in self.last_evaluation.items()
             }
         return summary
+
+    async def _counted_answer(self, query: DrivingQuery) -> str:
+        answer = await self._answer(query)
+        self.num_events += 1
+        return answer
 
     def _add_up(self) -> None:
         self._num_skipped += self._num_step_skipped

@@ -133,6 +133,15 @@ class RewardPool:
         """All workers, and those that died in the last minutes."""
         return self._fleet.statuses()
 
+    async def flush(self) -> None:
+        """Write what was scored until now: afterwards no worker holds a group that was given to it before."""
+        for worker in [worker for worker in self._fleet.living if worker.state is not WorkerState.STARTING]:
+            try:
+                await remote.fetch(worker.actor.flush.remote(), self._config.timeout_s)
+            except (TimeoutError, remote.ActorGoneError) as error:
+                reason = error if str(error) else "no answer in rewards.timeout_s"
+                self._fleet.lose(worker, f"did not write what it has scored: {reason}")
+
     async def close(self) -> None:
         """Write what is not on disk yet and end the workers."""
         await self._fleet.close()

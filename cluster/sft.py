@@ -13,6 +13,7 @@ from cluster.checkpointing import CheckpointWriter
 from cluster.launch import Attempt
 from cluster.learner_group import LearnerGroup
 from cluster.nonfinite import NonFiniteSteps
+from cluster.recovery import train_with_restarts
 from cluster.row_order import RowOrder, row_order
 
 
@@ -31,7 +32,7 @@ async def train_sft(attempt: Attempt) -> None:
         checkpoint=attempt.checkpoint.path if attempt.checkpoint else None,
     )
     try:
-        await _steps(attempt, learner)
+        await train_with_restarts(attempt, learner, lambda: _steps(attempt, learner))
         if not attempt.stop.was_asked:
             attempt.status.write(status="finished")
     finally:

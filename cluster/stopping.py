@@ -10,44 +10,65 @@ from types import FrameType
 
 logger = logging.getLogger(__name__)
 
-GRACE_S = 60.0
 REPEAT_S = 0.5
 """Signals closer together than this are one: `timeout` and terminals signal a process and its group."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class Terminated(KeyboardInterrupt):
+    """Stopped by SIGTERM. Ends a run as Ctrl-C does."""
+
+
 @contextmanager
-def ctrl_c_deferred() -> Iterator[None]:
-    """Let Ctrl-C wait until the block has ended: for calls that must not be cut in half."""
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM raise Terminated, so that what was started is ended, where nothing else handles it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    was_pressed = False
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        nonlocal was_pressed
-        was_pressed = True
-
-    before = signal.signal(signal.SIGINT, remember)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if was_pressed:
-        raise KeyboardInterrupt
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def signals_deferred() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the block has ended: for calls that must not be cut in half.
+
+    The handlers are then as before, whatever the block has set (Ray sets one for SIGTERM).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    before = {number: signal.signal(number, remember) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt if came[0] == signal.SIGINT else Terminated
 
 
 class StopSignals:
     """Turns signals into an orderly end, while in a `with` block inside the running event loop.
 
     Until `on_stop` is set (start-up) a signal cancels the task at once. Afterwards the first signal
-    calls it: the step under way ends and a checkpoint is written; a second one, or `GRACE_S`
+    calls it: the step under way ends and a checkpoint is written; a second one, or `grace_s`
     later, cancels.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace_s: float) -> None:
         self.was_asked = False
+        self._grace_s = grace_s
         self._asked_s = 0.0
+        self._is_terminated = False
         self.on_stop: Callable[[], None] | None = None
         self._task: asyncio.Task[object] | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -58,7 +79,7 @@ class StopSignals:
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             self._before[number] = signal.getsignal(number)
-            loop.add_signal_handler(number, self.ask)
+            loop.add_signal_handler(number, self._receive, number)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -83,9 +104,27 @@ class StopSignals:
             return
         self.was_asked = True
         logger.warning("stopping after the step under way; once more to stop now")
-        self._deadline = asyncio.get_running_loop().call_later(GRACE_S, self._task.cancel)
+        self._deadline = asyncio.get_running_loop().call_later(self._grace_s, self._insist)
         self.on_stop()
+
+    def interrupt(self) -> KeyboardInterrupt:
+        """What to raise when all is closed."""
+        return Terminated("SIGTERM") if self._is_terminated else KeyboardInterrupt("Ctrl-C")
+
+    def _receive(self, number: signal.Signals) -> None:
+        if not self.was_asked:
+            self._is_terminated = number == signal.SIGTERM
+        self.ask()
+
+    def _insist(self) -> None:
+        assert self._task is not None
+        logger.warning("the step and its checkpoint took longer than checkpoint.stop_grace_s; stopping now")
+        self._task.cancel()
 
 
 def _restorable(handler: object) -> Callable[[int, FrameType | None], object] | signal.Handlers:
     return handler if callable(handler) or isinstance(handler, signal.Handlers) else signal.SIG_DFL
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated("SIGTERM")

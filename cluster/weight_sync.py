@@ -61,6 +61,11 @@ class WeightSync:
         self._prefix = prefix
         self._update_mode = update_mode
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether `calibrate` has set the limit."""
+        return self._limit.limit is not None
+
     async def calibrate(self) -> None:
         """Compare engines and learner before any transfer; sets the limit for all that follow.
 
@@ -98,11 +103,6 @@ class WeightSync:
                 await self._bring([engine], self._learner.version)
         if engine.was_fenced:
             raise EngineDiedError(f"{engine.id} was lost while it took the current weights")
-
-    def remove_files(self) -> None:
-        """Remove what an interrupted publish left behind."""
-        for path in self._folder.glob(f"*{self._prefix}*"):
-            path.unlink(missing_ok=True)
 
     async def _bring(self, engines: Sequence[Engine], version: WeightVersion) -> None:
         path = self._folder / f"{self._prefix}-{version}.safetensors"

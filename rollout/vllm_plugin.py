@@ -4,10 +4,12 @@ vLLM calls `register` in each of its processes (entry point `vllm.general_plugin
 name and imports nothing heavy, so that other uses of vLLM on the same machine do not notice it.
 """
 
+import ctypes
 import functools
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 from typing import Any
 
@@ -17,6 +19,7 @@ BACKEND = "alphadrive_file"
 WORKER_EXTENSION = "rollout.weight_transfer.ReceivedWeights"
 
 _WATCH_NAME = "alphadrive-parent-watch"
+_PR_SET_PDEATHSIG = 1
 _LOUD_LOGGERS = (
     "vllm.v1.worker.cpu_worker",  # warns at every request that thread counts stay as they are
     "vllm.model_executor.model_loader.reload.layerwise",  # warns at every update of layers without weights
@@ -83,12 +86,15 @@ def exit_with_parent() -> None:
     """End this process when the process that spawned it is gone, however it ended.
 
     vLLM's worker processes watch their parent; its EngineCore process does not, and would outlive a
-    killed engine actor with all its memory.
+    killed engine actor with all its memory. The thread makes it exit; the kernel's signal ends it also when
+    it is stopped.
     """
     parent = multiprocessing.parent_process()
     is_watched = any(thread.name == _WATCH_NAME for thread in threading.enumerate())
     if parent is None or is_watched:
         return
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
         parent.join()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -81,11 +82,20 @@ class FakeRolloutActor(RolloutActor):
         return self._engine.updates_taken
 
 
-class FakeRank:
-    """A learner rank that computes what the fake engine computes."""
+class SlowRolloutActor(FakeRolloutActor):
+    """An engine whose groups take a while."""
 
-    def __init__(self, config, *, rank, world_size, attempt=0, dies_at=None, **placing):
+    def __init__(self):
+        super().__init__(delay_s=0.3)
+
+
+class FakeRank:
+    """A learner rank that computes what the fake engine computes. `faults` say what the last rank does in a
+    step, by (attempt, step)."""
+
+    def __init__(self, config, *, rank, world_size, attempt=0, dies_at=None, faults=None, **placing):
         self.rank, self.world_size, self.dies_at = rank, world_size, dies_at
+        self.faults = faults or {}
         self.version = WeightVersion(attempt, 0)
         self.engine = FakeEngine(SETTINGS, "truth")
         self.expected = []
@@ -97,6 +107,7 @@ class FakeRank:
         self.version = WeightVersion(self.version.attempt, self.version.step + 1)
         if self.rank == self.world_size - 1 and self.version.step == self.dies_at:
             os._exit(137)
+        self._go_wrong(self.faults.get(tuple(self.version)))
         metrics = {"groups": float(len(groups))}
         return StepResult(step=self.version.step, weight_version=self.version, metrics=metrics)
 
@@ -112,17 +123,56 @@ class FakeRank:
     def export_weights(self, path):
         return write_fake_weights(Path(path), self.version) if self.rank == 0 else None
 
+    def save_checkpoint(self, folder):
+        (folder / f"rank_{self.rank}").write_text(str(self.version.step))
+
+    def save_model(self, folder):
+        if self.rank == 0:
+            folder.mkdir()
+            (folder / "model.safetensors").write_text("weights")
+
+    def load_checkpoint(self, folder):
+        step = int((Path(folder) / f"rank_{self.rank}").read_text())
+        self.version = WeightVersion(self.version.attempt, step)
+
+    def _go_wrong(self, fault):
+        if fault == "peer dies":
+            if self.rank == 0:
+                raise RuntimeError("connection closed by peer")
+            time.sleep(0.5)
+            fault = "dies"
+        if fault is None or self.rank != self.world_size - 1:
+            return
+        if fault == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif fault == "stops":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif fault == "hangs":
+            time.sleep(3600)
+        else:
+            raise fault
+
 
 class FakeLearnerActor(LearnerActor):
+    faults = None
+
     def start(self, stage, config, placing, environment):
-        self._rank = FakeRank(config, **placing)
-        return os.getpid()
+        self._rank = FakeRank(config, **placing, faults=self.faults)
 
     def make_die_at(self, step):
         self._rank.dies_at = step
 
     def expected_rows(self):
         return self._rank.expected
+
+
+def faulty_learner_actor(planned):
+    """A learner actor's class whose last rank does what is planned, by (attempt, step)."""
+
+    class FaultyLearnerActor(FakeLearnerActor):
+        faults = planned
+
+    return FaultyLearnerActor
 
 
 class MoodyRewardActor(RewardActor):

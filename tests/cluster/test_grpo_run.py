@@ -68,41 +68,78 @@ def weights_in_shared_memory():
     return {path.name for path in Path("/dev/shm").glob("*alphadrive*")}
 
 
-def test_ctrl_c_leaves_no_process_and_a_folder_from_which_the_run_goes_on(scenes, tmp_path):
-    from cluster.launch import run_grpo
-
-    shared_before = weights_in_shared_memory()
-    command = [sys.executable, "-m", "alphadrive.cli", "grpo", "debug"]
-    process = subprocess.Popen(
-        [*command, *overrides(scenes, tmp_path, "grpo.steps=500")],
+def started_run(arguments):
+    """A run of the command line in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "alphadrive.cli", "grpo", "debug", *arguments],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+
+
+def wait_for_status(process, folder, condition):
+    wait_for(lambda: condition(status_of(folder)) or process.poll() is not None)
+    assert process.poll() is None, process.stderr.read()
+
+
+def assert_gone(processes, weights_before, timeout_s):
+    wait_for(lambda: not any(map(is_alive, processes)), timeout_s)
+    assert len(processes) > 5
+    assert weights_in_shared_memory() <= weights_before
+
+
+def learner_pid(process):
+    (rank,) = [
+        child.pid
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "ray::LearnerActor" in " ".join(child.cmdline())
+    ]
+    return rank
+
+
+def test_a_run_goes_on_after_the_kill_of_its_learner_ctrl_c_and_the_kill_of_its_driver(scenes, tmp_path):
+    from cluster.launch import run_grpo
+
+    weights_before = weights_in_shared_memory()
     folder = tmp_path / "r"
+    endless = overrides(scenes, tmp_path, "grpo.steps=500", "checkpoint.every_steps=2")
+    process = started_run(endless)
     try:
-        wait_for(lambda: status_of(folder)["step"] >= 1 or process.poll() is not None)
-        assert process.poll() is None, process.stderr.read()
+        wait_for_status(process, folder, lambda status: status["step"] >= 3)
+        os.kill(learner_pid(process), signal.SIGKILL)
+        wait_for_status(process, folder, lambda status: status["attempt"] == 1)
+        restarted = status_of(folder)["attempts"][1]
+        wait_for_status(process, folder, lambda status: status["step"] > restarted["from_step"])
         started = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         _, messages = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130, messages
-    assert "--resume" in messages
-    time.sleep(1.0)
-    assert [process.pid for process in started if is_alive(process)] == []
-    assert len(started) > 5
-    assert weights_in_shared_memory() <= shared_before
+    assert "learner lost" in messages and "--resume" in messages
+    assert restarted["from_step"] >= 2 and "died" in restarted["cause"]
+    assert_gone(started, weights_before, timeout_s=2)
     stopped = status_of(folder)
     assert stopped["status"] == "interrupted"
     assert len(read_metrics(folder / "metrics.jsonl")) == stopped["step"]
 
-    last = stopped["step"] + 2
+    process = started_run([*endless, "--resume"])
+    try:
+        wait_for_status(process, folder, lambda status: status["step"] >= stopped["step"] + 3)
+        started = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.kill()
+    process.wait()
+    assert_gone(started, weights_before, timeout_s=60)
+
+    last = status_of(folder)["step"] + 2
     config = load_config("debug", overrides(scenes, tmp_path, f"grpo.steps={last}"))
     result = run_grpo(config, resume=True)
     assert (result.status, result.checkpoint.step) == ("finished", last)
-    assert status_of(folder)["attempt"] == 1
+    assert [each["attempt"] for each in result.summary["attempts"]] == [0, 1, 2, 3]
+    assert [line["step"] for line in read_metrics(folder / "metrics.jsonl")] == list(range(1, last + 1))
+    assert (folder / "metrics.jsonl").read_text().count("\n") == last
     ledger = json.loads((result.checkpoint.path / "ledger.json").read_text())["queries"]
     ended = Counter(outcome for rows in ledger["open_epochs"].values() for outcome in rows.values())
     for counts in ledger["closed_epochs"].values():

@@ -1,0 +1,162 @@
+"""A gang of actors: placed all or none, called all at once, lost as a whole.
+
+    place ──▶ call, call, ... ──▶ kill
+                  │ a process is gone, or a call does not end in time
+                  ▼
+              LearnerDiedError: the others wait in a collective for what will never come
+
+`watch` notices a death between calls: a ping waits in the queue of every rank, and Ray fails it when the
+process is gone. Knows neither models nor steps; `cluster.learner_group` does.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, Self
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from alphadrive.errors import AlphaDriveError, LearnerDiedError, LearnerError, ResourceError
+from cluster.actors import Meeting
+from cluster.remote import ActorGoneError, ObjectGoneError, fetch, kill
+
+PING_INTERVAL_S = 1.0
+PEER_DEATH_S = 5.0
+"""How long after one rank's error another one's death may show that caused it."""
+MACHINE_FAULTS = {"AcceleratorError", "DistBackendError", "DistNetworkError", "DistStoreError"}
+"""torch's errors of a device or a connection that fails under a program that is right."""
+
+
+class Gang:
+    """The ranks' actors. Make one with `place`."""
+
+    def __init__(self, ranks: list[Any], group: Any) -> None:
+        self.ranks = ranks
+        self.processes: list[Meeting] = []
+        """Where the ranks run, once they have met."""
+        self.call_under_way: tuple[str, float] | None = None
+        """The method that runs, and since when (monotonic)."""
+        self._group = group
+
+    @classmethod
+    async def place(
+        cls, actor_class: Any, num_ranks: int, resources: dict[str, float], timeout_s: float
+    ) -> Self:
+        """Wait until all ranks have a place, then start their processes. Raises ResourceError."""
+        group = placement_group([resources] * num_ranks, strategy="PACK")
+        try:
+            await asyncio.wait_for(group.ready(), timeout_s)
+        except BaseException as error:
+            remove_placement_group(group)
+            if not isinstance(error, TimeoutError):
+                raise
+            raise ResourceError(
+                f"learner.num_ranks={num_ranks} ranks of {resources} could not be placed together in "
+                f"{timeout_s:.0f} s; the cluster has {ray.available_resources()} free"
+            ) from None
+        return cls([_spawn(actor_class, group, rank, resources) for rank in range(num_ranks)], group)
+
+    async def meet(self, timeout_s: float) -> list[Meeting]:
+        """Wait for the processes; where each runs. Raises as `call`."""
+        self.processes = await self.call("rendezvous", [()] * len(self.ranks), timeout_s)
+        return self.processes
+
+    async def call(
+        self,
+        method: str,
+        arguments: list[tuple[Any, ...]],
+        timeout_s: float,
+        measure: Callable[[], object] = lambda: None,
+    ) -> list[Any]:
+        """Call a method on all ranks at once; one result a rank.
+
+        Raises the first failure without waiting for the others: what a rank raised, or LearnerDiedError
+        when a process is gone, or when `timeout_s` pass in which what `measure` gives stays the same.
+        """
+        references = [
+            getattr(actor, method).remote(*args) for actor, args in zip(self.ranks, arguments, strict=True)
+        ]
+        calls = [self._checked(rank, method, reference) for rank, reference in enumerate(references)]
+        self.call_under_way = (method, time.monotonic())
+        try:
+            return await _unless_stuck(asyncio.gather(*calls), method, timeout_s, measure)
+        finally:
+            self.call_under_way = None
+
+    async def watch(self) -> NoReturn:
+        """Raises LearnerDiedError when a process is gone, whatever the ranks are doing."""
+        while True:
+            pings = [fetch(rank.ping.remote()) for rank in self.ranks]
+            try:
+                await asyncio.gather(*pings)
+            except ActorGoneError as error:
+                raise LearnerDiedError(f"a learner rank died: {error}") from error
+            await asyncio.sleep(PING_INTERVAL_S)
+
+    def kill(self) -> None:
+        """End all processes (Ray ends stopped ones, too) and give their resources back."""
+        for rank in self.ranks:
+            kill(rank)
+        remove_placement_group(self._group)
+
+    async def _checked(self, rank: int, method: str, reference: Any) -> Any:
+        label = f"learner rank {rank} of {len(self.ranks)}"
+        try:
+            return await fetch(reference)
+        except ActorGoneError as error:
+            raise LearnerDiedError(f"{label} died in {method}: {error}") from error
+        except ObjectGoneError as error:
+            raise LearnerDiedError(f"{label}, {method}: a group was lost with its node: {error}") from error
+        except Exception as error:
+            words = f"{label} failed in {method}: {type(error).__name__}: {error}"
+            if type(error).__name__ in MACHINE_FAULTS or await self._has_lost_a_rank():
+                raise LearnerDiedError(words) from error
+            if isinstance(error, AlphaDriveError):
+                raise
+            raise LearnerError(words) from error
+
+    async def _has_lost_a_rank(self) -> bool:
+        """Whether a process is gone, or will be in a moment: its peers may notice it before Ray does."""
+        if len(self.ranks) == 1:
+            return False
+        pings = [asyncio.ensure_future(fetch(rank.ping.remote())) for rank in self.ranks]
+        done, waiting = await asyncio.wait(pings, timeout=PEER_DEATH_S, return_when=asyncio.FIRST_EXCEPTION)
+        for ping in waiting:
+            ping.cancel()
+        return any(isinstance(ping.exception(), ActorGoneError) for ping in done)
+
+
+async def _unless_stuck(
+    results: Awaitable[list[Any]], method: str, timeout_s: float, measure: Callable[[], object]
+) -> list[Any]:
+    work = asyncio.ensure_future(results)
+    seen = measure()
+    try:
+        while not (await asyncio.wait([work], timeout=timeout_s))[0]:
+            now = measure()
+            if now == seen:
+                raise LearnerDiedError(
+                    f"the learner hangs: {method} did not end in {timeout_s:g} s (learner.hang_timeout_s "
+                    "bounds all calls but those of a start; raise it where a step takes so long)"
+                )
+            seen = now
+        return work.result()
+    finally:
+        work.cancel()
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+def _spawn(actor_class: Any, group: Any, rank: int, resources: dict[str, float]) -> Any:
+    strategy = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=rank)
+    return (
+        ray.remote(actor_class)
+        .options(
+            num_cpus=resources.get("CPU", 0),
+            num_gpus=resources.get("GPU", 0),
+            max_restarts=0,
+            scheduling_strategy=strategy,
+        )
+        .remote()
+    )
