@@ -128,6 +128,15 @@ class GrpoConfig:
 
 
 @dataclass
+class AutoscaleConfig:
+    """How many rollout engines a run may have while it goes on, so that the learner does not wait for
+    groups; both 0: as many as it started with. See docs/operating.md."""
+
+    min: int = 0
+    max: int = 0
+
+
+@dataclass
 class RolloutConfig:
     """The rollout engines."""
 
@@ -148,6 +157,7 @@ class RolloutConfig:
     sync_timeout_s: float = 120.0
     canary_rows: int = 2
     """Image prompts compared with the learner after each weight sync."""
+    autoscale: AutoscaleConfig = field(default_factory=AutoscaleConfig)
 
 
 @dataclass
@@ -252,14 +262,7 @@ class Config:
 
 def valid_keys() -> list[str]:
     """Every dotted key of the configuration, for example `grpo.group_size`."""
-    keys = []
-    for top in dataclasses.fields(Config):
-        section = getattr(Config(), top.name)
-        if dataclasses.is_dataclass(section):
-            keys += [f"{top.name}.{leaf.name}" for leaf in dataclasses.fields(section)]
-        else:
-            keys.append(top.name)
-    return keys
+    return _keys(Config())
 
 
 def config_file(name_or_path: str) -> Path:
@@ -321,6 +324,15 @@ def _finished(tree: Any, overrides: list[str]) -> Config:
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved configuration as YAML."""
     path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def _keys(section: Any, prefix: str = "") -> list[str]:
+    keys = []
+    for leaf in dataclasses.fields(section):
+        value = getattr(section, leaf.name)
+        name = f"{prefix}{leaf.name}"
+        keys += _keys(value, f"{name}.") if dataclasses.is_dataclass(value) else [name]
+    return keys
 
 
 def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -64,6 +64,7 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
     rewards = _make_reward_pool(config, attempt.run.rollouts_path)
     learner: LearnerGroup | None = None
     sync: WeightSync | None = None
+    attempt.watched.rollouts, attempt.watched.rewards = pool, rewards
     attempt.progress.say(
         f"starting {config.rollout.num_workers} engines, {config.rewards.num_workers} reward workers, "
         f"{config.learner.num_ranks} learner ranks"
@@ -73,7 +74,7 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
             starting.create_task(pool.start())
             starting.create_task(rewards.start())
             learner_task = starting.create_task(_start_learner(attempt, placement))
-        learner = learner_task.result()
+        learner = attempt.watched.learner = learner_task.result()
         sync = _make_sync(attempt, pool, learner)
         await sync.calibrate()
         await sync.publish(learner.version)
@@ -128,6 +129,8 @@ async def drive(attempt: Attempt, system: System) -> None:
         sync_seconds=system.sync.seconds,
         canary_differences=system.sync.canary_differences,
         next_ticket=lambda: buffer.next_ticket,
+        waited_s=lambda: buffer.waited_s,
+        worker_metrics=attempt.watched.metrics,
     )
     parts = Parts(
         queries=ledger,
@@ -145,6 +148,7 @@ async def drive(attempt: Attempt, system: System) -> None:
 
     attempt.stop.on_stop = stop
     attempt.status.write(status="running")
+    attempt.watched.buffer = buffer
     recorder.start()
     try:
         await run(parts, schedule)

@@ -22,6 +22,7 @@ from alphadrive.errors import CheckpointError
 from alphadrive.preflight import check_run
 from alphadrive.run_folder import RunFolder
 from alphadrive.types import WeightVersion
+from cluster.control_room import control_room
 from cluster.placement import Placement, num_engines, plan_placement
 from cluster.processes import ProcessTree
 from cluster.progress import RunProgress
@@ -29,6 +30,7 @@ from cluster.ray_session import cluster_size, ray_session
 from cluster.recorder import LEDGER_FILE
 from cluster.status import RunStatus
 from cluster.stopping import StopSignals
+from cluster.watched import Watched
 from rewards.further import load_terms
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class Attempt:
     stop: StopSignals
     placement: Placement | None = None
     summary: dict[str, Any] = field(default_factory=dict)
+    watched: Watched = field(default_factory=Watched)
 
 
 Stage = Callable[[Attempt], Awaitable[None]]
@@ -117,7 +120,7 @@ def execute(
         try:
             _run_stage(stage, attempt, train, tree if on_ray else None)
         except KeyboardInterrupt:
-            status.write(status="interrupted", reason="stopped by a signal")
+            status.write(status="interrupted", reason=attempt.stop.reason)
             progress.say(f"{stage} interrupted; `alphadrive {stage} … --resume` goes on from {run.path}")
             raise
         except BaseException as error:
@@ -164,7 +167,8 @@ def _run_stage(stage: str, attempt: Attempt, train: Stage, tree: ProcessTree | N
 
 async def _with_signals(attempt: Attempt, train: Stage) -> None:
     with attempt.stop:
-        await train(attempt)
+        async with control_room(attempt) if attempt.placement is not None else nullcontext():
+            await train(attempt)
 
 
 def _read_ledger(checkpoint: Checkpoint | None) -> dict[str, Any]:

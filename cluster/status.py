@@ -1,10 +1,19 @@
-"""`status.json`: what a run is doing, for anybody who looks into its folder."""
+"""`status.json`: what a run is doing, for anybody who looks into its folder.
 
-import os
+A live run tells the same through its control actor (`cluster.control_room`).
+"""
+
+import json
 import time
+from pathlib import Path
 from typing import Any
 
+from alphadrive.errors import RunFolderError
 from alphadrive.run_folder import RunFolder
+from cluster.cluster_file import this_process
+
+ENDED = ("finished", "no_signal", "interrupted", "failed")
+"""Values of `status` that are the last ones of an attempt."""
 
 
 class RunStatus:
@@ -19,17 +28,46 @@ class RunStatus:
             "step": 0,
             "steps": steps,
             "attempt": attempt,
-            "pid": os.getpid(),
+            "run": run.config.run.name,
+            "folder": str(run.path.resolve()),
+            **this_process(),
             "started_s": round(time.time(), 3),
         }
+        self._written_s = 0.0
 
     def write(self, **changes: Any) -> None:
         """Change some fields and write all. `status` is one of starting, running, finished, no_signal,
         interrupted, failed; `reason` says why it ended."""
-        self._fields |= changes | {"updated_s": round(time.time(), 3)}
+        self.note(**changes)
         self._run.write_status(self._fields)
+        self._written_s = time.monotonic()
+
+    def note(self, **changes: Any) -> None:
+        """Change some fields; the file gets them with the next `write`."""
+        self._fields |= changes | {"updated_s": round(time.time(), 3)}
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All fields as they are now."""
+        return dict(self._fields)
+
+    @property
+    def file_age_s(self) -> float:
+        """Seconds since the file was written."""
+        return time.monotonic() - self._written_s
 
     @property
     def state(self) -> str:
         """The `status` field."""
         return str(self._fields["status"])
+
+
+def read_status(run_folder: Path) -> dict[str, Any]:
+    """The status that a run last wrote. Raises RunFolderError when there is none."""
+    path = run_folder / "status.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise RunFolderError(f"{path}: missing; this run has never started") from None
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: not readable: {error}") from error
