@@ -100,7 +100,7 @@ def run_scale(args: argparse.Namespace) -> int:
         status = _wait_until(live, lambda status: _is_applied(status, wanted), APPLY_TIMEOUT_S)
         _say_scaled(place, before, status, wanted)
         if args.wait:
-            _wait_until_served(place, live, wanted)
+            _wait_until_served(place, live, wanted, status)
     return 0
 
 
@@ -151,7 +151,8 @@ def _num_workers(text: str) -> int:
 
 
 def _is_applied(status: Status, wanted: dict[str, int]) -> bool:
-    return wanted.items() <= status.get("wanted", {}).items()
+    now = status.get("wanted", {})
+    return all(now.get(kind) == count for kind, count in wanted.items())
 
 
 def _wait_until(live: "LiveRun", condition: Callable[[Status], bool], timeout_s: float) -> Status:
@@ -168,26 +169,25 @@ def _say_scaled(place: "RunPlace", before: Status, status: Status, wanted: dict[
         return
     for kind, count in wanted.items():
         print(f"{place}: {kind} workers {before['wanted'][kind]} -> {count}")
+    _say_pending(status)
+
+
+def _say_pending(status: Status) -> None:
     for line in pending_lines(status):
         print(f"  {line}")
 
 
-def _wait_until_served(place: "RunPlace", live: "LiveRun", wanted: dict[str, int]) -> None:
-    """Return once nothing is pending. Raises RunNotLiveError when the run ends, InputError when
-    somebody else asked for other numbers meanwhile."""
-    shown: list[str] = []
-    while True:
-        status = live.status()
-        if _is_applied(status, wanted):
-            shown = shown or pending_lines(status)
-            if not status["pending"]:
-                break
-            if pending_lines(status) != shown:
-                shown = pending_lines(status)
-                print("\n".join(f"  {line}" for line in shown), flush=True)
-        elif shown:
-            raise InputError(f"{place}: somebody else asked for other numbers meanwhile: {status['wanted']}")
+def _wait_until_served(place: "RunPlace", live: "LiveRun", wanted: dict[str, int], status: Status) -> None:
+    """Return once nothing is pending; `status` is the one shown last. Raises RunNotLiveError when the run
+    ends, InputError when somebody else asked for other numbers meanwhile."""
+    while not _is_applied(status, wanted) or status["pending"]:
+        sys.stdout.flush()
         time.sleep(POLL_S)
+        before, status = status, live.status()
+        if _is_applied(before, wanted) and not _is_applied(status, wanted):
+            raise InputError(f"{place}: somebody else asked for other numbers meanwhile: {status['wanted']}")
+        if pending_lines(status) != pending_lines(before):
+            _say_pending(status)
     served = ", ".join(f"{count} {kind}" for kind, count in wanted.items())
     print(f"{place}: {served} workers serve")
 

@@ -1,6 +1,8 @@
 """What the control room looks at: the parts of an attempt that are up, as the stage brings them up.
 
     train_on_ray ──sets──▶ Watched ◀──reads── control room, recorder (metrics)
+
+Plain values and Protocols; no Ray.
 """
 
 import dataclasses
@@ -69,8 +71,7 @@ def num_in_service(workers: Sequence[WorkerStatus], kind: str) -> int:
     """How many workers of a kind do their work. An engine that gets new weights is STALE for a moment: one
     that has drawn groups before counts, one that has yet to prove its first weights does not."""
     return sum(
-        worker.state is WorkerState.SERVING
-        or (worker.state is WorkerState.STALE and worker.groups_done > 0)
+        worker.state is WorkerState.SERVING or (worker.state is WorkerState.STALE and worker.groups_done > 0)
         for worker in workers
         if worker.kind == kind
     )

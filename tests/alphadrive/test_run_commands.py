@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 
 from alphadrive import cli, run_commands
-
-pytest.importorskip("ray")
 from cluster import run_client
 
 HOST = socket.gethostname()
@@ -228,9 +226,10 @@ def test_waiting_ends_when_somebody_else_asks_for_other_numbers(command: Any) ->
 
 def test_scale_says_that_autoscale_is_set_aside(command: Any) -> None:
     live = FakeLive([{"autoscale": {"is_on": True}}, SCALED])
-    assert "rollout.autoscale is set aside until the end of the run" in command(
-        "scale first --rollout-workers 2", live
-    )[1]
+    assert (
+        "rollout.autoscale is set aside until the end of the run"
+        in command("scale first --rollout-workers 2", live)[1]
+    )
     live = FakeLive([{"autoscale": {"is_on": True}}, {"wanted": {"rollout": 1, "reward": 2}}])
     assert "set aside" not in command("scale first --reward-workers 2", live)[1]
 

@@ -25,7 +25,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "weight_version": "0.12",
         "throughput": {"samples_per_s": 84.26, "tokens_per_s": 5310.4, "learner_idle_share": 0.123},
         "buffer": {"slots": 16, "held": 12, "ready": 4},
-        "validation": {"step": 10, "val/planning_accuracy": 0.6125},
+        "validation": {"step": 10, "val/planning_accuracy": 0.612},
         "dead_letters": 1,
         "pending": [],
         "workers": [

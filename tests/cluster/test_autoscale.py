@@ -86,7 +86,7 @@ def test_nothing_is_decided_while_a_worker_is_missing_and_its_steps_do_not_count
     figures = at_start(num_workers=2)
     assert figures.steps_of(0.5, 50, serving=1) == []
     assert figures.steps_of(0.0, 50, serving=1) == []
-    assert figures.steps_of(0.5, 4, serving=2) == []  # the step under way does not count either
+    assert figures.steps_of(0.5, 3, serving=2) == []  # the step in which it came does not count either
     assert figures.steps_of(0.5, 1) == [(2, 3)]
 
 
@@ -124,7 +124,7 @@ def test_a_number_that_was_too_small_is_not_gone_back_to_for_half_an_hour():
     figures = at_start(num_workers=2, high=3)
     assert figures.steps_of(0.3, 4) == [(2, 3)]
     assert figures.steps_of(0.0, 178) == []
-    assert figures.steps_of(0.0, 40) == [(3, 2)]
+    assert figures.steps_of(0.0, 20) == [(3, 2)]
 
 
 def test_counters_that_start_again_after_a_restart_of_the_learner_are_a_new_beginning():

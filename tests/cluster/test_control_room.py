@@ -11,17 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 from fake_pools import FakePool
 
 from alphadrive.config import Config
 from alphadrive.run_folder import RunFolder
 from alphadrive.types import WeightVersion
-
-pytest.importorskip("ray")
-pytestmark = pytest.mark.ray
-
-import ray
-
 from cluster.buffer import SlotBuffer
 from cluster.cluster_file import ClusterFile
 from cluster.control_room import control_room
@@ -31,6 +26,8 @@ from cluster.progress import RunProgress
 from cluster.status import RunStatus
 from cluster.stopping import StopSignals
 from cluster.watched import Watched
+
+pytestmark = pytest.mark.ray
 
 PLACEMENT = Placement(
     cpus_per_engine=1.0, gpus_per_engine=0.0, cpus_per_rank=1.0, gpus_per_rank=0.0, threads_per_rank=1
@@ -82,6 +79,7 @@ def with_door(attempt, visit):
         with attempt.stop:
             async with control_room(attempt):
                 training = asyncio.create_task(train(attempt))
+                await asyncio.sleep(1.5)
                 result = await visit()
                 if not attempt.stop.was_asked:
                     attempt.stop.ask()
