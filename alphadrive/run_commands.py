@@ -68,7 +68,8 @@ def run_status(args: argparse.Namespace) -> int:
     except (RunNotLiveError, ClusterError) as error:
         if place.folder is None:
             raise
-        status = read_status(place.folder) | {"live": False, "note": str(error)}
+        note = str(error).removeprefix(f"{place}: ")
+        status = read_status(place.folder) | {"live": False, "note": note}
         if status["status"] not in ENDED and driver_has_died(place):
             status["status"] = "crashed"
     print(json.dumps(status, indent=2) if args.json else status_text(str(place), status, time.time()))
