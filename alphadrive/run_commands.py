@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from alphadrive.errors import ClusterError, InputError, RunNotLiveError
-from alphadrive.run_status import Status, pending_lines, status_text
+from alphadrive.run_status import Status, pending_lines, status_text, workers_text
 
 if TYPE_CHECKING:
     from cluster.run_client import LiveRun, RunPlace
@@ -189,8 +189,8 @@ def _wait_until_served(place: "RunPlace", live: "LiveRun", wanted: dict[str, int
             raise InputError(f"{place}: somebody else asked for other numbers meanwhile: {status['wanted']}")
         if pending_lines(status) != pending_lines(before):
             _say_pending(status)
-    served = ", ".join(f"{count} {kind}" for kind, count in wanted.items())
-    print(f"{place}: {served} workers serve")
+    for kind, count in wanted.items():
+        print(f"{place}: {workers_text(count, kind)} serving")
 
 
 def _last_status(place: "RunPlace") -> Status | None:

@@ -28,18 +28,13 @@ def status_text(label: str, status: Status, now_s: float) -> str:
 
 def pending_lines(status: Status) -> list[str]:
     """What is still to happen until as many workers serve as are wanted, one line each."""
-    free = status.get("free", {})
     lines = []
     for entry in status.get("pending") or []:
-        noun = f"{entry['count']} {entry['kind']} worker{'s' if entry['count'] > 1 else ''}"
-        if entry["what"] != "placing":
-            lines.append(f"{noun} {entry['what']}")
-            continue
-        needs = entry["needs"]
-        lacking = [name for name, amount in needs.items() if free.get(name, 0.0) < amount]
-        waits = "waiting for room in the cluster" if lacking else "being placed"
-        figures = ", ".join(f"{name} {each:g} ({free.get(name, 0.0):g} free)" for name, each in needs.items())
-        lines.append(f"{noun} {waits}: each needs {figures}" if figures else f"{noun} {waits}")
+        line = f"{workers_text(entry['count'], entry['kind'])} {entry['what']}"
+        if needs := entry.get("needs"):
+            each = " and ".join(f"{amount:g} {name}" for name, amount in needs.items())
+            line += f" for room in the cluster: {each} each; Ray has been asked for it"
+        lines.append(line)
     return lines
 
 
@@ -117,6 +112,11 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _first(lines: Iterable[str]) -> Iterable[tuple[bool, str]]:
     return ((number == 0, line) for number, line in enumerate(lines))
+
+
+def workers_text(count: int, kind: str) -> str:
+    """`1 rollout worker`, `2 rollout workers`."""
+    return f"{count} {kind} worker{'s' if count != 1 else ''}"
 
 
 def age_text(seconds: float) -> str:

@@ -23,9 +23,10 @@ from alphadrive.config import AutoscaleConfig
 from cluster.cluster_file import ClusterFile, this_process
 from cluster.control import RunControl, Wishes, new_actor_name
 from cluster.remote import ActorGoneError, fetch, kill
+from cluster.resource_demand import num_waiting
 from cluster.scaling import Scaling
 from cluster.status import ENDED
-from cluster.watched import ElasticPool, as_fields, pending_of
+from cluster.watched import ElasticPool, as_fields, num_placing, pending_of
 
 if TYPE_CHECKING:
     from cluster.launch import Attempt
@@ -98,7 +99,7 @@ class ControlRoom:
         """Tell the last status and mark `cluster.json`."""
         if self._attempt.stop.was_asked and self._status.state not in ENDED:
             self._status.note(status="interrupted", reason=self._attempt.stop.reason)
-        self._status.note(workers=[], pending=[])
+        self._status.note(workers=[], pending=[], buffer=None)
         try:
             await fetch(self._control.end.remote(self._status.fields), END_TIMEOUT_S)
         except (ActorGoneError, TimeoutError, RayError) as error:
@@ -139,11 +140,13 @@ class ControlRoom:
             changes["buffer"] = figures
         if isinstance(watched.rollouts, ElasticPool) and isinstance(watched.rewards, ElasticPool):
             wanted = {"rollout": watched.rollouts.num_wanted, "reward": watched.rewards.num_wanted}
-            pending = pending_of(workers, wanted, {"rollout": self._engine_needs(), "reward": {}})
+            needs = self._engine_needs()
+            waiting = num_waiting(needs) if num_placing(workers, "rollout") else 0
+            pending = pending_of(workers, wanted, {"rollout": waiting})
+            for entry in pending:
+                if entry["what"] == "waiting":
+                    entry["needs"] = needs
             changes |= {"wanted": wanted, "pending": pending}
-            if any("needs" in entry for entry in pending):
-                free = ray.available_resources()
-                changes["free"] = {name: free.get(name, 0.0) for name in ("CPU", "GPU")}
         self._status.note(**changes)
         if self._status.file_age_s > FILE_EVERY_S:
             try:

@@ -77,23 +77,32 @@ def num_in_service(workers: Sequence[WorkerStatus], kind: str) -> int:
     )
 
 
+def num_placing(workers: Sequence[WorkerStatus], kind: str) -> int:
+    """How many workers of a kind have no process yet."""
+    return sum(
+        worker.kind == kind and worker.state is WorkerState.STARTING and worker.pid is None
+        for worker in workers
+    )
+
+
 def pending_of(
-    workers: Sequence[WorkerStatus], wanted: Mapping[str, int], needs: Mapping[str, Mapping[str, float]]
+    workers: Sequence[WorkerStatus], wanted: Mapping[str, int], waiting: Mapping[str, int]
 ) -> list[dict[str, Any]]:
     """What is still to happen until as many workers serve as are wanted, in entries of `kind`, `count` and
-    `what` (`placing`, `starting` or `draining`); with `placing`, also what each of them `needs`.
+    `what`: `waiting` for room in the cluster (so many at most), `starting`, or `draining`.
 
-    >>> pending_of([], {"rollout": 2}, {"rollout": {"CPU": 1.0}})
+    >>> pending_of([], {"rollout": 2}, {})
     [{'kind': 'rollout', 'count': 2, 'what': 'starting'}]
     """
     pending: list[dict[str, Any]] = []
     for kind, count in wanted.items():
-        states = [(worker.state, worker.pid) for worker in workers if worker.kind == kind]
-        placing = states.count((WorkerState.STARTING, None))
-        starting = max(0, count - num_in_service(workers, kind) - placing)
-        draining = sum(state is WorkerState.DRAINING for state, _ in states)
-        if placing:
-            pending.append({"kind": kind, "count": placing, "what": "placing", "needs": dict(needs[kind])})
-        counts = {"starting": starting, "draining": draining}
+        without_room = min(num_placing(workers, kind), waiting.get(kind, 0))
+        counts = {
+            "waiting": without_room,
+            "starting": max(0, count - num_in_service(workers, kind) - without_room),
+            "draining": sum(
+                worker.kind == kind and worker.state is WorkerState.DRAINING for worker in workers
+            ),
+        }
         pending += [{"kind": kind, "count": num, "what": what} for what, num in counts.items() if num]
     return pending

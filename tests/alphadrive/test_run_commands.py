@@ -205,15 +205,15 @@ def test_scale_says_what_is_pending_and_does_not_wait(command: Any) -> None:
 
 
 def test_scale_waits_until_nothing_is_pending(command: Any) -> None:
-    placing = {"kind": "rollout", "count": 1, "what": "placing", "needs": {"CPU": 1.0}}
-    states = [{}, *(SCALED | {"pending": [entry]} for entry in (placing, STARTING, STARTING)), SCALED]
+    waiting = {"kind": "rollout", "count": 1, "what": "waiting", "needs": {"CPU": 1.0}}
+    states = [{}, *(SCALED | {"pending": [entry]} for entry in (waiting, STARTING, STARTING)), SCALED]
     code, shown = command("scale first --rollout-workers 2 --wait", FakeLive(states))
     assert code == 0
     assert shown.splitlines() == [
         "first: rollout workers 1 -> 2",
-        "  1 rollout worker waiting for room in the cluster: each needs CPU 1 (0 free)",
+        "  1 rollout worker waiting for room in the cluster: 1 CPU each; Ray has been asked for it",
         "  1 rollout worker starting",
-        "first: 2 rollout workers serve",
+        "first: 2 rollout workers serving",
     ]
 
 

@@ -114,26 +114,20 @@ def test_autoscale_is_told_with_its_last_decision(changes: dict[str, Any], expec
     assert f"  autoscale    {expected}" in lines
 
 
-@pytest.mark.parametrize(
-    ("free", "expected"),
-    [
-        ({"CPU": 0.5, "GPU": 0.0}, "waiting for room in the cluster: each needs CPU 1 (0.5 free)"),
-        ({"CPU": 2.0, "GPU": 0.0}, "being placed: each needs CPU 1 (2 free)"),
-    ],
-)
-def test_workers_without_a_place_are_told_with_what_they_need_and_what_is_free(
-    free: dict[str, float], expected: str
-) -> None:
+def test_workers_that_the_cluster_has_no_room_for_are_told_with_what_they_need() -> None:
     pending = [
-        {"kind": "rollout", "count": 2, "what": "placing", "needs": {"CPU": 1.0}},
+        {"kind": "rollout", "count": 2, "what": "waiting", "needs": {"CPU": 2.0, "GPU": 1.0}},
         {"kind": "reward", "count": 1, "what": "draining"},
     ]
-    waiting = status(pending=pending, free=free)
-    assert pending_lines(waiting) == [f"2 rollout workers {expected}", "1 reward worker draining"]
-    lines = status_text("r", waiting, NOW_S).splitlines()
-    assert lines[8:10] == [
-        f"  pending      2 rollout workers {expected}",
-        "               1 reward worker draining",
+    lines = [
+        "2 rollout workers waiting for room in the cluster: 2 CPU and 1 GPU each; Ray has been asked for it",
+        "1 reward worker draining",
+    ]
+    waiting = status(pending=pending)
+    assert pending_lines(waiting) == lines
+    assert status_text("r", waiting, NOW_S).splitlines()[8:10] == [
+        f"  pending      {lines[0]}",
+        f"               {lines[1]}",
     ]
 
 

@@ -1,6 +1,7 @@
 """The door of a run on a real Ray: asked from other processes while a run without workers goes on."""
 
 import asyncio
+import dataclasses
 import json
 import os
 import stat
@@ -152,11 +153,30 @@ def test_another_process_looks_scales_and_stops_and_the_run_does_not_notice(smal
     lines = scaled.stdout.splitlines()
     assert lines[0] == f"{folder}: rollout.autoscale is set aside until the end of the run"
     assert lines[1] == f"{folder}: rollout workers 1 -> 2"
-    assert "1 rollout worker" in lines[2] and "each needs CPU 1" in lines[2]
-    assert lines[-1] == f"{folder}: 2 rollout workers serve"
+    assert lines[2] == "  1 rollout worker starting"
+    assert lines[-1] == f"{folder}: 2 rollout workers serving"
     assert attempt.watched.rollouts.resizes == [2]
     assert json.loads(after.stdout)["autoscale"]["is_on"] is False
     assert stopped.returncode == 0
+
+
+def test_what_the_cluster_has_no_room_for_is_told_and_asked_of_ray(small_ray, tmp_path):
+    """The second worker is a real actor that asks for more CPUs than there are."""
+    attempt = make_attempt(tmp_path)
+    attempt.placement = dataclasses.replace(PLACEMENT, cpus_per_engine=1000.0)
+
+    async def visit():
+        idle = ray.remote(num_cpus=1000)(type("Idle", (), {})).remote()
+        attempt.watched.rollouts.resize(2)
+        attempt.watched.rollouts.num_serving = 1
+        while not any("needs" in entry for entry in attempt.status.fields.get("pending", [])):
+            attempt.watched.rollouts.num_serving = 1
+            await asyncio.sleep(0.05)
+        del idle
+        return attempt.status.fields["pending"]
+
+    waiting = {"kind": "rollout", "count": 1, "what": "waiting", "needs": {"CPU": 1000.0}}
+    assert with_door(attempt, visit) == [waiting]
 
 
 def test_stop_waits_for_the_last_word_of_the_run(small_ray, tmp_path):

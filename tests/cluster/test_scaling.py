@@ -115,25 +115,28 @@ def test_an_engine_that_takes_new_weights_is_in_service_one_that_has_never_serve
 
 
 @pytest.mark.parametrize(
-    ("states", "wanted", "expected"),
+    ("states", "wanted", "waiting", "expected"),
     [
-        ([worker(WorkerState.SERVING)], 1, []),
-        (
-            [worker(WorkerState.SERVING), worker(WorkerState.STARTING, pid=None)],
-            2,
-            [{"kind": "rollout", "count": 1, "what": "placing", "needs": {"CPU": 1.0}}],
-        ),
+        ([worker(WorkerState.SERVING)], 1, 5, {}),
+        ([worker(WorkerState.SERVING), worker(WorkerState.STARTING, pid=None)], 2, 0, {"starting": 1}),
+        ([worker(WorkerState.SERVING), worker(WorkerState.STARTING, pid=None)], 2, 5, {"waiting": 1}),
+        ([worker(WorkerState.STARTING, pid=None)] * 3, 3, 1, {"waiting": 1, "starting": 2}),
         (
             [worker(WorkerState.SERVING), worker(WorkerState.STARTING), worker(WorkerState.STALE)],
             3,
-            [{"kind": "rollout", "count": 2, "what": "starting"}],
+            5,
+            {"starting": 2},
         ),
         (
             [worker(WorkerState.SERVING), worker(WorkerState.DRAINING), worker(WorkerState.DEAD)],
             1,
-            [{"kind": "rollout", "count": 1, "what": "draining"}],
+            0,
+            {"draining": 1},
         ),
+        ([worker(WorkerState.SERVING)], 2, 0, {"starting": 1}),
     ],
 )
-def test_pending_is_what_is_missing_and_what_still_drains(states, wanted, expected):
-    assert pending_of(states, {"rollout": wanted}, {"rollout": {"CPU": 1.0}}) == expected
+def test_pending_is_what_is_missing_and_what_still_drains(states, wanted, waiting, expected):
+    pending = pending_of(states, {"rollout": wanted, "reward": 0}, {"rollout": waiting})
+    assert {entry["what"]: entry["count"] for entry in pending} == expected
+    assert {entry["kind"] for entry in pending} <= {"rollout"}
