@@ -136,6 +136,14 @@ def test_counters_that_start_again_after_a_restart_of_the_learner_are_a_new_begi
     assert figures.steps_of(0.5, 1) == [(1, 2)]
 
 
+def test_seconds_that_start_again_at_the_step_that_was_reached_are_a_new_beginning_too():
+    figures = at_start(num_workers=1)
+    assert figures.steps_of(0.5, 3) == []
+    figures.loop_s, figures.waited_s = -5.0, 0.0  # the next step ends 5 s after the restart
+    assert figures.steps_of(0.5, 4) == []
+    assert figures.steps_of(0.5, 1) == [(1, 2)]
+
+
 class Run:
     """A run whose step takes as long as the slower of learner (1 s) and workers (`work_s` / number), unless
     `floor_s` of it is the time of one group, which no number of workers shortens."""

@@ -38,11 +38,11 @@ def status_of(folder):
     return json.loads(alphadrive("status", str(folder), "--json"))
 
 
-def wait_for_first_step(folder, process):
+def wait_for_first_step(folder, process, log):
     deadline_s = time.monotonic() + 400
     path = folder / "status.json"
     while not path.is_file() or json.loads(path.read_text())["step"] < 1:
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline_s
         time.sleep(0.2)
 
@@ -53,6 +53,7 @@ def test_a_live_run_is_looked_at_grown_and_ended_with_a_checkpoint(tmp_path):
     folder = tmp_path / "r"
     overrides = [
         f"data.train={data}",
+        "data.eval=null",
         f"run.root={tmp_path}",
         "run.name=r",
         "run.tensorboard=false",
@@ -64,21 +65,22 @@ def test_a_live_run_is_looked_at_grown_and_ended_with_a_checkpoint(tmp_path):
         "eval.every_steps=0",
         "rollout.cpus_per_worker=0.5",
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "alphadrive.cli", "grpo", "debug", *overrides],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-    )
+    log = tmp_path / "log.txt"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "alphadrive.cli", "grpo", "debug", *overrides],
+            stderr=stderr,
+            env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
+        )
     try:
-        wait_for_first_step(folder, process)
+        wait_for_first_step(folder, process, log)
         before = status_of(folder)
         scaled = alphadrive("scale", str(folder), "--rollout-workers", "2", "--wait")
         after = status_of(folder)
         started = psutil.Process(process.pid).children(recursive=True)
         stopped = alphadrive("stop", str(folder))
-        process.communicate(timeout=60)
+        process.wait(timeout=60)
     finally:
         process.kill()
     assert before["live"] and before["status"] == "running"
