@@ -11,11 +11,14 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` by way of a temporary file beside it and a rename."""
+def write_text(path: Path, text: str, mode: int | None = None) -> None:
+    """Write `text` to `path` by way of a temporary file beside it and a rename; `mode` are the file's
+    permissions (not given: as for any new file)."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -74,8 +74,10 @@ def memory_parts(config: Config, stage: str, num_parameters: int, num_adapter: i
         if not config.rollout.gpus_per_worker:
             # The core prepacks the weights into a copy of its own.
             engine_bytes += 2 * weights_bytes + config.rollout.kv_cache_bytes
-        engines = config.rollout.num_workers if stage == "grpo" else 1
-        parts.append(Part(label=f"rollout.num_workers={engines}", count=engines, each_bytes=engine_bytes))
+        key, engines = "rollout.num_workers", config.rollout.num_workers if stage == "grpo" else 1
+        if stage == "grpo" and config.rollout.autoscale.max:
+            key, engines = "rollout.autoscale.max", config.rollout.autoscale.max
+        parts.append(Part(label=f"{key}={engines}", count=engines, each_bytes=engine_bytes))
     if stage in ("grpo", "debug", "sft"):
         ranks = config.learner.num_ranks if stage != "debug" else 1
         rank_bytes = RANK_BYTES

@@ -24,6 +24,7 @@ from alphadrive.eval_command import add_eval_parser
 from alphadrive.export_command import add_export_parser
 from alphadrive.predict_command import add_predict_parser
 from alphadrive.resources import put_our_packages_first
+from alphadrive.run_commands import add_run_parsers
 from alphadrive.score_command import add_score_parser
 from alphadrive.teacher.command import add_distill_parser
 
@@ -46,6 +47,7 @@ In the order one uses them:
   alphadrive score FILE.jsonl                         the rewards of answers, without any model
   alphadrive export RUN --out DIR                     its policy, as a model folder for use elsewhere
   alphadrive debug CONFIG                             stage 2 in one process, for breakpoints
+  alphadrive status|scale|stop RUN                    look at a live run, change its workers, end it
 """
 
 _INTERRUPTED = 130
@@ -149,6 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_predict_parser(commands)
     add_score_parser(commands)
     add_export_parser(commands)
+    add_run_parsers(commands)
     return parser
 
 

@@ -129,6 +129,15 @@ class GrpoConfig:
 
 
 @dataclass
+class AutoscaleConfig:
+    """How many rollout engines a run may have while it goes on, so that the learner does not wait for
+    groups; both 0: as many as it started with. See docs/operating.md."""
+
+    min: int = 0
+    max: int = 0
+
+
+@dataclass
 class RolloutConfig:
     """The rollout engines."""
 
@@ -154,6 +163,7 @@ class RolloutConfig:
     """New weights reach an engine between two tokens (`keep`), or when its groups have ended (`wait`)."""
     hang_timeout_s: float = 60.0
     """An engine that draws no token for so long, with groups under way, is found hung and restarted."""
+    autoscale: AutoscaleConfig = field(default_factory=AutoscaleConfig)
 
 
 @dataclass
@@ -268,14 +278,7 @@ class Config:
 
 def valid_keys() -> list[str]:
     """Every dotted key of the configuration, for example `grpo.group_size`."""
-    keys = []
-    for top in dataclasses.fields(Config):
-        section = getattr(Config(), top.name)
-        if dataclasses.is_dataclass(section):
-            keys += [f"{top.name}.{leaf.name}" for leaf in dataclasses.fields(section)]
-        else:
-            keys.append(top.name)
-    return keys
+    return _keys(Config())
 
 
 def config_file(name_or_path: str) -> Path:
@@ -337,6 +340,15 @@ def _finished(tree: Any, overrides: list[str]) -> Config:
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved configuration as YAML, whole or not at all."""
     write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def _keys(section: Any, prefix: str = "") -> list[str]:
+    keys = []
+    for leaf in dataclasses.fields(section):
+        value = getattr(section, leaf.name)
+        name = f"{prefix}{leaf.name}"
+        keys += _keys(value, f"{name}.") if dataclasses.is_dataclass(value) else [name]
+    return keys
 
 
 def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -81,6 +81,8 @@ _AT_LEAST_ZERO = [
     "learner.lora_rank",
     "checkpoint.keep_best",
     "learner.max_restarts",
+    "rollout.autoscale.min",
+    "rollout.autoscale.max",
 ]
 _CHOICES: dict[str, tuple[object, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
@@ -182,7 +184,19 @@ def _arithmetic_problems(config: "Config") -> list[str]:
             f"rollout.request_timeout_s={config.rollout.request_timeout_s}; the queries of a hung engine "
             "would be given up before it is replaced: lower the first or raise the second"
         )
-    return problems
+    return problems + _autoscale_problems(config)
+
+
+def _autoscale_problems(config: "Config") -> list[str]:
+    bounds, start = config.rollout.autoscale, config.rollout.num_workers
+    if not bounds.min and not bounds.max:
+        return []
+    words = f"rollout.autoscale.min={bounds.min}, rollout.autoscale.max={bounds.max}"
+    if not 1 <= bounds.min <= bounds.max:
+        return [f"{words}: expected 1 <= min <= max, or both 0 for a fixed number of workers"]
+    if not bounds.min <= start <= bounds.max:
+        return [f"rollout.num_workers={start}: what a run starts with is outside of {words}"]
+    return []
 
 
 def _reward_problems(config: "Config") -> list[str]:

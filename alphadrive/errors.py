@@ -9,6 +9,7 @@
     │   └── ResourceError     more asked for than this machine or cluster has
     ├── TeacherError          the teacher's endpoint refused, failed, or gave too few usable answers
     ├── ClusterError          Ray could not be started or joined
+    ├── RunNotLiveError       a run was asked something, and nothing of it runs or can be reached
     ├── RolloutError          an engine failed to answer
     │   ├── EngineDiedError   the engine's process is gone
     │   ├── GarbageError      an engine returned something that is not what it was asked for
@@ -68,6 +69,10 @@ class TeacherError(AlphaDriveError):
 
 class ClusterError(AlphaDriveError):
     """Ray could not be started or joined."""
+
+
+class RunNotLiveError(AlphaDriveError):
+    """A run was asked something, and nothing of it runs or can be reached."""
 
 
 class RolloutError(AlphaDriveError):

@@ -38,6 +38,16 @@ class SlotBuffer:
         self._is_closed = False
         self._is_stopped = False
         self._changed = asyncio.Event()
+        self._waited_s = 0.0
+        self._waits_since_s: float | None = None
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that `take` has waited in all, by the event loop's clock, a wait under way included: for
+        so long the learner was idle."""
+        if self._waits_since_s is None:
+            return self._waited_s
+        return self._waited_s + asyncio.get_running_loop().time() - self._waits_since_s
 
     @property
     def num_held(self) -> int:
@@ -94,7 +104,7 @@ class SlotBuffer:
                 self._num_taken += len(ready)
                 return ready
             self._changed.clear()
-            await self._changed.wait()
+            await self._wait_for_change()
 
     def settled(self) -> list[tuple[int, GroupHeader]]:
         """Groups whose place in the order of training (from 0) is certain since the last call: they are
@@ -124,6 +134,14 @@ class SlotBuffer:
         """Give no more tickets and hand out no more groups; a step under way may still end."""
         self._is_stopped = True
         self.close()
+
+    async def _wait_for_change(self) -> None:
+        self._waits_since_s = asyncio.get_running_loop().time()
+        try:
+            await self._changed.wait()
+        finally:
+            self._waited_s = self.waited_s
+            self._waits_since_s = None
 
     def _hand_out(self) -> None:
         while self._waiting and (self._is_closed or (self.num_held < self.num_slots and self._tickets_left)):

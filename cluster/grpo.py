@@ -68,6 +68,7 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
     learner: LearnerGroup | None = None
     nodes = asyncio.create_task(watch_nodes((pool, rewards)))
     remove_leftover_weights(attempt.run)
+    attempt.watched.rollouts, attempt.watched.rewards = pool, rewards
     attempt.progress.say(
         f"starting {config.rollout.num_workers} engines, {config.rewards.num_workers} reward workers, "
         f"{config.learner.num_ranks} learner ranks"
@@ -77,7 +78,7 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
             starting.create_task(pool.start())
             starting.create_task(rewards.start())
             learner_task = starting.create_task(_start_learner(attempt, placement))
-        learner = learner_task.result()
+        learner = attempt.watched.learner = learner_task.result()
         await _train(attempt, pool, rewards, learner)
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
@@ -136,6 +137,8 @@ async def drive(attempt: Attempt, system: System) -> None:
         canary_differences=system.sync.canary_differences,
         saved=attempt.saved,
         data_sha256=attempt.data_sha256,
+        waited_s=lambda: buffer.waited_s,
+        worker_metrics=attempt.watched.metrics,
     )
     parts = Parts(
         queries=ledger,
@@ -162,6 +165,7 @@ async def drive(attempt: Attempt, system: System) -> None:
 
     attempt.stop.on_stop = stop
     attempt.status.write(status="running")
+    attempt.watched.buffer = buffer
     limit_s = stall_limit_s(attempt.config)
     await guarded(_to_the_end(attempt, parts, recorder), watch_progress(limit_s, done, describe))
     _write_end(attempt, ledger)

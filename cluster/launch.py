@@ -10,6 +10,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from alphadrive.config_checks import check_config
 from alphadrive.preflight import check_run
 from alphadrive.run_folder import RunFolder
 from alphadrive.types import WeightVersion
+from cluster.control_room import control_room
 from cluster.placement import Placement, num_engines, plan_placement
 from cluster.processes import ProcessTree, Reaper
 from cluster.progress import RunProgress
@@ -28,6 +30,7 @@ from cluster.resuming import end_of_finished, kept_checkpoints, start_of
 from cluster.stall import Deadman, guarded, stall_limit_s
 from cluster.status import RunStatus
 from cluster.stopping import StopSignals, sigterm_as_interrupt
+from cluster.watched import Watched
 from rewards.further import load_terms
 
 logger = logging.getLogger(__name__)
@@ -63,6 +66,7 @@ class Attempt:
     data_sha256: str = ""
     placement: Placement | None = None
     summary: dict[str, Any] = field(default_factory=dict)
+    watched: Watched = field(default_factory=Watched)
 
     def begin_again(self, cause: str) -> None:
         """Go back to the last committed checkpoint, as the next attempt; `cause` is for people. Raises
@@ -140,7 +144,7 @@ def execute(
         try:
             _run_stage(stage, attempt, train, tree if on_ray else None)
         except KeyboardInterrupt:
-            status.write(status="interrupted", reason="stopped by a signal")
+            status.write(status="interrupted", reason=attempt.stop.reason)
             progress.say(f"{stage} interrupted; `alphadrive {stage} … --resume` goes on from {run.path}")
             raise
         except BaseException as error:
@@ -202,7 +206,8 @@ def _run_loop(attempt: Attempt, work: Coroutine[Any, Any, None]) -> None:
 
     async def with_signals() -> None:
         with attempt.stop:
-            await work
+            async with control_room(attempt) if attempt.placement is not None else nullcontext():
+                await work
 
     try:
         asyncio.run(with_signals())

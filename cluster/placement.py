@@ -34,14 +34,18 @@ def num_engines(config: Config, stage: str) -> int:
 
 
 def plan_placement(config: Config, stage: str, num_cpus: float, num_gpus: float) -> Placement:
-    """Reservations for `stage` (`grpo` or `sft`) on this many CPUs and GPUs.
+    """Reservations for `stage` (`grpo` or `sft`) on this many CPUs and GPUs. Without GPUs, as many engines as
+    `rollout.autoscale` may start share the CPUs; with GPUs they need nodes of their own.
 
     Raises ResourceError naming what is asked for and what there is.
     """
     engines, ranks = num_engines(config, stage), config.learner.num_ranks
     asked_gpus = engines * config.rollout.gpus_per_worker + ranks * config.learner.gpus_per_rank
+    key = "rollout.num_workers"
+    if engines and not asked_gpus and config.rollout.autoscale.max:
+        key, engines = "rollout.autoscale.max", config.rollout.autoscale.max
     asked_cpus = engines * config.rollout.cpus_per_worker + ranks * config.learner.cpus_per_rank
-    sums = f"rollout.num_workers={engines} x {{engine:g}} + learner.num_ranks={ranks} x {{rank:g}}"
+    sums = f"{key}={engines} x {{engine:g}} + learner.num_ranks={ranks} x {{rank:g}}"
     if asked_gpus > num_gpus:
         arithmetic = sums.format(engine=config.rollout.gpus_per_worker, rank=config.learner.gpus_per_rank)
         raise ResourceError(

@@ -32,7 +32,8 @@ class GrpoRecorder:
 
     `answer` is asked in evaluations, `save` writes the learner into a folder, `sync_seconds` and
     `canary_differences` are the growing lists of the weight sync. `saved` is what the checkpoint's ledger
-    file holds, `data_sha256` what later attempts know the data by.
+    file holds, `data_sha256` what later attempts know the data by. `waited_s` tells for how long the learner
+    has waited for groups in all, `worker_metrics` what belongs to a step's metrics about the workers.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class GrpoRecorder:
         canary_differences: list[float],
         saved: Mapping[str, Any] | None = None,
         data_sha256: str = "",
+        waited_s: Callable[[], float] = float,
+        worker_metrics: Callable[[], dict[str, float]] = dict,
     ) -> None:
         self.num_events = 0
         """Grows with every group scored, step, answer of an evaluation and checkpoint."""
@@ -60,6 +63,8 @@ class GrpoRecorder:
         self._answer, self._save, self._data_sha256 = answer, save, data_sha256
         self._checkpoints = CheckpointWriter(run, status)
         self._sync_seconds, self._canary_differences = sync_seconds, canary_differences
+        self._waited_s, self._worker_metrics = waited_s, worker_metrics
+        self._step_waited_s = 0.0
         self._eval_task: asyncio.Task[Any] | None = None
         self._is_stopped = False
         self._started_s = self._step_started_s = time.monotonic()
@@ -93,6 +98,7 @@ class GrpoRecorder:
         now_s = time.monotonic()
         step_s = now_s - self._step_started_s
         self._step_started_s = now_s
+        waited_s = self._waited_s()
         self._max_lag = max(self._max_lag, max_lag)
         num_trained = len(headers) if result.was_updated else 0
         self._num_trained += num_trained
@@ -109,7 +115,10 @@ class GrpoRecorder:
             names.SKIPPED_SHARE: self._num_step_skipped / num_groups,
             names.DEAD_LETTERS: float(len(self._ledger.dead_letters)),
             names.CHECKPOINTS_FAILED: float(self._checkpoints.num_failed),
+            names.LEARNER_IDLE_SHARE: (waited_s - self._step_waited_s) / step_s,
         }
+        self._step_waited_s = waited_s
+        metrics |= self._worker_metrics()
         metrics[names.POLICY_LAG_MAX] = float(max_lag)
         metrics[names.REWARD_MEAN] = statistics.fmean(header.reward_mean for header in headers)
         drawn, self._step_scored = self._step_scored or list(headers), []
@@ -126,7 +135,19 @@ class GrpoRecorder:
         if self.last_evaluation:
             figures["val accuracy"] = f"{self.last_evaluation['val/planning_accuracy']:.1%}"
         self._progress.step(result.step, figures)
-        self._status.write(step=result.step, epochs=self._ledger.counts())
+        self._status.write(
+            step=result.step,
+            epochs=self._ledger.counts(),
+            weight_version=str(result.weight_version),
+            dead_letters=len(self._ledger.dead_letters),
+            throughput={
+                "samples_per_s": metrics[names.END_TO_END_SAMPLES_PER_S],
+                "tokens_per_s": metrics[names.ROLLOUT_TOKENS_PER_S],
+                "learner_idle_share": metrics[names.LEARNER_IDLE_SHARE],
+                "loop_s": now_s - self._started_s - self._excluded_s,
+                "learner_waited_s": waited_s,
+            },
+        )
         self._nonfinite.note(result, map(_identity, headers))
         self._nonfinite.raise_if_too_many()
 
@@ -148,6 +169,7 @@ class GrpoRecorder:
             self._leave_out(time.monotonic() - started_s)
         self.last_evaluation, self._evaluated_step = result.as_step_metrics(), step
         self._run.write_metrics(step, self.last_evaluation)
+        self._status.note(validation={"step": step, **self.last_evaluation})
         self._progress.say(
             f"step {step}: planning accuracy {result.metrics.planning_accuracy:.1%} on {len(dataset)} scenes"
         )

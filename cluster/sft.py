@@ -31,6 +31,7 @@ async def train_sft(attempt: Attempt) -> None:
         version=attempt.version,
         checkpoint=attempt.checkpoint.path if attempt.checkpoint else None,
     )
+    attempt.watched.learner = learner
     try:
         await train_with_restarts(attempt, learner, lambda: _steps(attempt, learner))
         if not attempt.stop.was_asked:
@@ -94,7 +95,11 @@ async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
             "lr": f"{result.metrics[names.SFT_LEARNING_RATE]:.2e}",
         }
         attempt.progress.step(step, figures)
-        attempt.status.write(step=step)
+        attempt.status.write(
+            step=step,
+            weight_version=str(result.weight_version),
+            throughput={"samples_per_s": result.metrics[names.SAMPLES_PER_S]},
+        )
         num_samples = (step - attempt.version.step) * config.sft.batch_size
         nonfinite.note(result, ({"row": row, "query_id": dataset.query(row).query_id} for row in rows))
         if result.was_updated:

@@ -1,12 +1,20 @@
-"""`status.json`: what a run is doing, for anybody who looks into its folder."""
+"""`status.json`: what a run is doing, for anybody who looks into its folder.
+
+A live run tells the same through its control actor (`cluster.control_room`).
+"""
 
 import json
 import logging
-import os
 import time
+from pathlib import Path
 from typing import Any
 
+from alphadrive.errors import RunFolderError
 from alphadrive.run_folder import RunFolder
+from cluster.cluster_file import this_process
+
+ENDED = ("finished", "no_signal", "interrupted", "failed")
+"""Values of `status` that are the last ones of an attempt."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +37,12 @@ class RunStatus:
             "steps": steps,
             "attempt": attempt,
             "attempts": self.attempts,
-            "pid": os.getpid(),
+            "run": run.config.run.name,
+            "folder": str(run.path.resolve()),
+            **this_process(),
             "started_s": round(time.time(), 3),
         }
+        self._written_s = 0.0
 
     def begin_attempt(self, attempt: int, from_step: int, cause: str) -> None:
         """A new attempt goes on from the checkpoint of `from_step`, 0 for the start."""
@@ -47,8 +58,23 @@ class RunStatus:
     def write(self, **changes: Any) -> None:
         """Change some fields and write all. `status` is one of starting, running, finished, no_signal,
         interrupted, failed; `reason` says why it ended."""
-        self._fields |= changes | {"updated_s": round(time.time(), 3)}
+        self.note(**changes)
         self._run.write_status(self._fields)
+        self._written_s = time.monotonic()
+
+    def note(self, **changes: Any) -> None:
+        """Change some fields; the file gets them with the next `write`."""
+        self._fields |= changes | {"updated_s": round(time.time(), 3)}
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All fields as they are now."""
+        return dict(self._fields)
+
+    @property
+    def file_age_s(self) -> float:
+        """Seconds since the file was written."""
+        return time.monotonic() - self._written_s
 
     @property
     def state(self) -> str:
@@ -64,3 +90,14 @@ def _earlier_attempts(run: RunFolder) -> list[dict[str, Any]]:
     except (ValueError, KeyError, TypeError):
         logger.warning("%s does not tell of earlier attempts", run.status_path)
         return []
+
+
+def read_status(run_folder: Path) -> dict[str, Any]:
+    """The status that a run last wrote. Raises RunFolderError when there is none."""
+    path = run_folder / "status.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise RunFolderError(f"{path}: missing; this run has never started") from None
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: not readable: {error}") from error

@@ -66,6 +66,7 @@ class StopSignals:
 
     def __init__(self, grace_s: float) -> None:
         self.was_asked = False
+        self.reason = "stopped by a signal"
         self._grace_s = grace_s
         self._asked_s = 0.0
         self._is_terminated = False
@@ -90,9 +91,11 @@ class StopSignals:
             loop.remove_signal_handler(number)
             signal.signal(number, _restorable(self._before[number]))
 
-    def ask(self) -> None:
-        """Ask for an end, as a signal does."""
+    def ask(self, reason: str = "stopped by a signal") -> None:
+        """Ask for an end, as a signal does; the first reason is kept."""
         assert self._task is not None
+        if not self.was_asked:
+            self.reason = reason
         now_s = asyncio.get_running_loop().time()
         if self.was_asked and now_s - self._asked_s < REPEAT_S:
             return

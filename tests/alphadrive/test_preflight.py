@@ -244,6 +244,14 @@ def test_the_memory_sum_is_written_out_and_says_how_many_workers_fit() -> None:
     assert check_memory(config, "grpo", 1_000_000, limit_bytes=12 * GIB) <= 12 * GIB
 
 
+def test_engines_that_autoscale_may_start_must_fit_the_memory() -> None:
+    config = Config()
+    config.rollout.autoscale.min, config.rollout.autoscale.max = 1, 12
+    with pytest.raises(ResourceError, match=r"rollout.autoscale.max=12: 12 x 1.5 GiB"):
+        check_memory(config, "grpo", 1_000_000, limit_bytes=12 * GIB)
+    assert check_memory(config, "debug", 1_000_000, limit_bytes=12 * GIB) < 4 * GIB
+
+
 def test_memory_follows_from_model_precision_sharding_and_devices() -> None:
     def needed(stage: str = "grpo", **keys: object) -> int:
         config = Config()

@@ -169,3 +169,29 @@ def test_misuse_is_refused():
             buffer.put(header(7))
 
     run_virtual(main())
+
+
+def test_the_seconds_that_take_has_waited_are_counted_the_wait_under_way_included():
+    async def main():
+        buffer = SlotBuffer(4, 100)
+        await tickets_of(buffer, 3)
+        taking = asyncio.create_task(buffer.take(2))
+        await asyncio.sleep(3)
+        assert buffer.waited_s == 3
+        buffer.put(header(1))  # wakes it, but the oldest is not there yet
+        await asyncio.sleep(2)
+        assert buffer.waited_s == 5
+        buffer.put(header(0))
+        await taking
+        await asyncio.sleep(10)  # a step
+        assert buffer.waited_s == 5
+        buffer.put(header(2))
+        await buffer.take(1)
+        assert buffer.waited_s == 5
+        cancelled = asyncio.create_task(buffer.take(1))
+        await asyncio.sleep(4)
+        cancelled.cancel()
+        await asyncio.sleep(1)
+        assert buffer.waited_s == 9
+
+    run_virtual(main())

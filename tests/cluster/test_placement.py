@@ -44,3 +44,18 @@ def test_sft_places_ranks_only():
 def test_too_few_cpus_beside_gpus_are_refused():
     with pytest.raises(ResourceError, match="6 CPUs asked for"):
         plan_placement(make_config(engines=4, ranks=2, gpus=1.0), "grpo", 4, 8)
+
+
+def test_without_gpus_as_many_engines_as_autoscale_may_start_share_the_cores():
+    config = make_config()
+    config.rollout.autoscale.min, config.rollout.autoscale.max = 1, 3
+    placement = plan_placement(config, "grpo", 2, 0)
+    assert (placement.cpus_per_engine, placement.cpus_per_rank) == (0.5, 0.5)
+    assert "rollout.autoscale.max=3 x 1" in placement.note
+    assert plan_placement(config, "sft", 2, 0).note is None
+
+
+def test_with_gpus_only_the_engines_of_the_start_need_a_place():
+    config = make_config(gpus=1.0)
+    config.rollout.autoscale.min, config.rollout.autoscale.max = 1, 3
+    assert plan_placement(config, "grpo", 8, 2).cpus_per_engine == 1.0

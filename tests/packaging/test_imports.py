@@ -23,6 +23,7 @@ COMMANDS = {
     "alphadrive.demo",
     "alphadrive.engine_evaluation",
     "alphadrive.export_command",
+    "alphadrive.run_commands",
     "alphadrive.score_command",
 }
 """The bodies of commands: they may import every package, but only when they run: `--help` loads nothing
