@@ -1,11 +1,12 @@
-# `make setup`, `make demo`, `make test`, `make bench-peers`; VENV, PYTHON and EXTRA (cpu or gpu) may be given.
+# `make setup`, `make demo`, `make test`, `make simulate`, `make bench-peers`; VENV, PYTHON and EXTRA (cpu or gpu) may be given.
 VENV   ?= .venv
 PYTHON ?= python3.11
 EXTRA  ?= cpu
 BIN    := $(VENV)/bin
 SLOW   := ray or vllm or e2e
+SEEDS  ?= 10000
 
-.PHONY: setup demo demo-controls test check lock bench-peers clean
+.PHONY: setup demo demo-controls test check simulate lock bench-peers clean
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { \
@@ -27,6 +28,9 @@ check: setup
 test: check
 	$(BIN)/python -m pytest -m "not ($(SLOW) or gpu)"
 	$(BIN)/python -m pytest -m "($(SLOW)) and not gpu"
+
+simulate: setup
+	PYTHONPATH=tests $(BIN)/python -m simulation --seeds $(SEEDS)
 
 lock: setup
 	$(BIN)/python requirements/lock.py

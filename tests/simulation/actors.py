@@ -12,6 +12,7 @@ import contextvars
 import inspect
 import random
 from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from typing import Any
 
 from ray.exceptions import ActorDiedError, RayTaskError, TaskCancelledError
@@ -179,11 +180,8 @@ class ActorProcess(Process):
             call.fail(TaskCancelledError())
 
     async def _serve(self, call: Call) -> None:
-        await asyncio.sleep(self.chance.uniform(*REQUEST_S))
-        if self._turn is None:
-            await self._run(call)
-            return
-        async with self._turn:
+        async with self._turn or nullcontext():
+            await asyncio.sleep(self.chance.uniform(*REQUEST_S))
             await self._run(call)
 
     async def _run(self, call: Call) -> None:

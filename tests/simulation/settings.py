@@ -19,7 +19,7 @@ AMPLE = 10_000
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One seed's run. Rows: `poison` kills every engine that draws it, `failing` is refused by all,
-    `raising` and `hanging` do that to every reward worker."""
+    `raising` and `hanging` do that to every reward worker; none of them is a canary's."""
 
     config: Config
     num_rows: int
@@ -35,7 +35,7 @@ class Setting:
 def setting_of(chance: random.Random) -> Setting:
     """Draw a run."""
     config = _config(chance)
-    num_rows = chance.randint(5, 40)
+    num_rows = chance.randint(6, 40)
     plans = tuple(chance.choice(["KEEP", "KEEP", "KEEP", "STOP"]) for _ in range(num_rows))
     config.data.num_rows = num_rows
     config.data.sampling = chance.choice(["uniform", "uniform", "balanced"])
@@ -43,7 +43,10 @@ def setting_of(chance: random.Random) -> Setting:
         order = uniform_order(num_rows, config.seed)
     else:
         order = balanced_order(plans, config.seed)
-    bad = chance.sample(range(num_rows), 4)
+    canaries = {0, num_rows // 2}
+    bad = chance.sample([row for row in range(num_rows) if row not in canaries], 4)
+    if config.rollout.max_restarts < AMPLE:
+        bad[0] = num_rows  # every engine that draws a poison query is a restart
     bad_rows = [frozenset({row} if chance.random() < 0.1 else ()) for row in bad]
     return Setting(
         config,
