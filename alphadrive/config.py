@@ -141,13 +141,18 @@ class RolloutConfig:
     gpus_per_worker: float = 0.0
     cpus_per_worker: float = 1.0
     max_restarts: int = 2
-    """Engine deaths a run survives before it ends."""
+    """Restarts of one engine in a row, without a group drawn between, before it is given up; a run ends when
+    none is left. An engine that works between its deaths is always restarted."""
     max_attempts: int = 2
-    """Times a query is sent before its group is dead-lettered."""
+    """Times a query may be refused, time out or come back as garbage before it is dead-lettered."""
     request_timeout_s: float = 300.0
     sync_timeout_s: float = 120.0
     canary_rows: int = 2
     """Image prompts compared with the learner after each weight sync."""
+    update_mode: str = "keep"
+    """New weights reach an engine between two tokens (`keep`), or when its groups have ended (`wait`)."""
+    hang_timeout_s: float = 60.0
+    """An engine that draws no token for so long, with groups under way, is found hung and restarted."""
 
 
 @dataclass

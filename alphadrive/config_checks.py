@@ -55,6 +55,7 @@ _POSITIVE = [
     "grpo.temperature",
     "rollout.request_timeout_s",
     "rollout.sync_timeout_s",
+    "rollout.hang_timeout_s",
     "rewards.timeout_s",
     "rewards.trajectory_cap_m",
     "rewards.judge_timeout_s",
@@ -83,6 +84,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "rewards.variant": VARIANTS,
     "data.sampling": ("uniform", "balanced"),
     "sft.target": ("teacher", "recorded"),
+    "rollout.update_mode": ("keep", "wait"),
 }
 
 
@@ -169,6 +171,12 @@ def _arithmetic_problems(config: "Config") -> list[str]:
             f"rollout.sync_timeout_s={config.rollout.sync_timeout_s} exceeds "
             f"rollout.request_timeout_s={config.rollout.request_timeout_s}; a request paused by a weight "
             "sync would time out: lower the first or raise the second"
+        )
+    if config.rollout.hang_timeout_s >= config.rollout.request_timeout_s:
+        problems.append(
+            f"rollout.hang_timeout_s={config.rollout.hang_timeout_s} reaches "
+            f"rollout.request_timeout_s={config.rollout.request_timeout_s}; the queries of a hung engine "
+            "would be given up before it is replaced: lower the first or raise the second"
         )
     return problems
 

@@ -10,8 +10,11 @@
     ├── TeacherError          the teacher's endpoint refused, failed, or gave too few usable answers
     ├── ClusterError          Ray could not be started or joined
     ├── RolloutError          an engine failed to answer
-    │   └── EngineDiedError   the engine's process is gone
+    │   ├── EngineDiedError   the engine's process is gone
+    │   ├── GarbageError      an engine returned something that is not what it was asked for
+    │   └── GroupLostError    a drawn group is gone with the node that held it
     ├── RewardError           a reward raised, hung or returned something that is no finite number
+    │   └── RewardWorkerDiedError   no reward worker can be had any more
     ├── LearnerError          the learner failed
     │   └── NonFiniteError    a loss or a gradient that is not finite
     ├── WeightSyncError       an engine does not hold the weights it claims
@@ -72,8 +75,20 @@ class EngineDiedError(RolloutError):
     """A rollout engine's process is gone."""
 
 
+class GarbageError(RolloutError):
+    """A rollout engine returned something that is not what it was asked for."""
+
+
+class GroupLostError(RolloutError):
+    """A group that was drawn is gone with the node that held it."""
+
+
 class RewardError(AlphaDriveError):
     """A reward raised, hung or returned something that is not a finite number."""
+
+
+class RewardWorkerDiedError(RewardError):
+    """No reward worker can be had any more."""
 
 
 class LearnerError(AlphaDriveError):

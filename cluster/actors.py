@@ -13,7 +13,7 @@ import asyncio
 import os
 import socket
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,7 +35,7 @@ from cluster.headers import GroupReceipt, header_of, receipt_of
 if TYPE_CHECKING:
     from rewards.further import FurtherTerm
     from rollout.engine import RolloutEngine
-    from rollout.settings import EngineSettings, Sampling
+    from rollout.settings import EngineSettings, Sampling, UpdateReceipt
 
 T = TypeVar("T")
 
@@ -43,6 +43,11 @@ T = TypeVar("T")
 put_our_packages_first()
 
 CONTROL = "control"
+
+
+def where() -> tuple[int, str]:
+    """The id of this process, and the hex id of its Ray node."""
+    return os.getpid(), ray.get_runtime_context().get_node_id()
 
 
 class RolloutActor:
@@ -76,14 +81,22 @@ class RolloutActor:
         return group.completions[0].text
 
     @ray.method(concurrency_group=CONTROL)
-    async def update_weights(self, weights: WeightsFile) -> str:
-        """Swap to new weights; returns the digest of what the engine received."""
-        return await self._in_engine_loop(self._engine.update_weights(weights))
+    async def where(self) -> tuple[int, str]:
+        """The id of this process and of its node, as soon as there is a process."""
+        return where()
 
     @ray.method(concurrency_group=CONTROL)
-    async def tokens_generated(self) -> int:
-        """Tokens drawn since the engine started: progress, for telling slow from stuck."""
-        return self._engine.tokens_generated
+    async def update_weights(
+        self, weights: WeightsFile, queries: Sequence[DrivingQuery], sampling: "Sampling"
+    ) -> "tuple[UpdateReceipt, *tuple[RolloutGroup, ...]]":
+        """Swap to new weights and draw a canary group for each query: one receipt, then the groups."""
+        receipt, groups = await self._in_engine_loop(self._engine.update_and_draw(weights, queries, sampling))
+        return receipt, *groups
+
+    @ray.method(concurrency_group=CONTROL)
+    async def health(self) -> int:
+        """Tokens drawn since the engine started. Raises EngineDiedError when its process is gone."""
+        return await self._in_engine_loop(self._engine.health())
 
     @ray.method(concurrency_group=CONTROL)
     async def close(self) -> None:
@@ -114,9 +127,9 @@ class RewardActor:
         self._further, self._estimator = load_terms(config, Path(user_folder)), estimator
         self._writer = RolloutWriter(Path(rollouts_folder), worker_id)
 
-    def ready(self) -> int:
-        """This process's id, once it is up."""
-        return os.getpid()
+    def where(self) -> tuple[int, str]:
+        """The id of this process and of its node, once it is up."""
+        return where()
 
     def score(self, group: RolloutGroup) -> tuple[GroupHeader, ScoredGroup]:
         """Score a group. Raises RewardError, whatever a reward raised.

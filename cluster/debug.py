@@ -18,8 +18,8 @@ from cluster.actors import largest_differences, scored_or_error
 from cluster.grpo import WEIGHTS_FOLDER, System, canary_limit_and_queries, drive, settings_of_engine
 from cluster.headers import header_of
 from cluster.launch import Attempt, RunResult, execute
-from cluster.proof import CANARY_TICKET, CanaryLimit, canary_sampling, check_digest
-from rollout.settings import greedy_sampling, group_sampling
+from cluster.proof import CanaryLimit, canary_sampling, check_digest
+from rollout.settings import CANARY_TICKET, greedy_sampling, group_sampling
 
 if TYPE_CHECKING:
     from learner.rank import LearnerRank

@@ -22,6 +22,7 @@ from cluster.buffer import SlotBuffer
 from cluster.launch import Attempt
 from cluster.learner_group import LearnerGroup
 from cluster.loop import Learner, Parts, Rewards, Rollouts, Schedule, Sync, run
+from cluster.nodes import watch_nodes
 from cluster.placement import Placement
 from cluster.proof import CanaryLimit, canary_queries
 from cluster.queries import QueryLedger
@@ -64,6 +65,7 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
     rewards = _make_reward_pool(config, attempt.run.rollouts_path)
     learner: LearnerGroup | None = None
     sync: WeightSync | None = None
+    nodes = asyncio.create_task(watch_nodes((pool, rewards)))
     attempt.progress.say(
         f"starting {config.rollout.num_workers} engines, {config.rewards.num_workers} reward workers, "
         f"{config.learner.num_ranks} learner ranks"
@@ -77,7 +79,6 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
         sync = _make_sync(attempt, pool, learner)
         await sync.calibrate()
         await sync.publish(learner.version)
-        pool.catch_up = sync.catch_up
         system = System(
             rollouts=pool,
             rewards=rewards,
@@ -90,6 +91,7 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     finally:
+        nodes.cancel()
         if sync is not None:
             sync.remove_files()
         await asyncio.gather(pool.close(), rewards.close())
@@ -265,4 +267,5 @@ def _make_sync(attempt: Attempt, pool: RolloutPool, learner: LearnerGroup) -> We
         timeout_s=config.rollout.sync_timeout_s,
         folder=WEIGHTS_FOLDER,
         prefix=f"alphadrive-{uuid.uuid4().hex}",
+        update_mode=config.rollout.update_mode,
     )

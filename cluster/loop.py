@@ -12,14 +12,24 @@ A failure in any task cancels all. The collaborators are Protocols, so that test
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from alphadrive.errors import EngineDiedError, PolicyLagError, RewardError, RolloutError
+from alphadrive.errors import (
+    EngineDiedError,
+    GroupLostError,
+    PolicyLagError,
+    RewardError,
+    RewardWorkerDiedError,
+    RolloutError,
+)
 from alphadrive.types import DrivingQuery, GroupHeader, StepResult, WeightVersion
 from cluster.buffer import SlotBuffer
+
+logger = logging.getLogger(__name__)
 
 
 class Outcome(StrEnum):
@@ -60,7 +70,9 @@ class Rewards(Protocol):
     """Scores groups; retries and replaces workers by itself."""
 
     async def score(self, group: object) -> GroupHeader:
-        """Score the group behind a reference. Raises RewardError when this group is given up."""
+        """Score the group behind a reference. Raises RewardError when this group is given up, its
+        subclass RewardWorkerDiedError when no worker can be had any more, GroupLostError when the group
+        itself is gone."""
 
 
 class Learner(Protocol):
@@ -158,8 +170,8 @@ async def _roll_out(parts: Parts, schedule: Schedule) -> None:
             buffer.close()
             return
         try:
-            header = await parts.rewards.score(await parts.rollouts.generate(ticket, query))
-        except EngineDiedError:
+            header = await _drawn_and_scored(parts, ticket, query)
+        except (EngineDiedError, RewardWorkerDiedError):
             raise
         except (RolloutError, RewardError) as error:
             queries.settle(ticket, Outcome.DEAD_LETTERED, error=error)
@@ -175,6 +187,16 @@ async def _roll_out(parts: Parts, schedule: Schedule) -> None:
             parts.learner.expect(place, settled.row)
         if queries.has_no_signal:
             buffer.close()
+
+
+async def _drawn_and_scored(parts: Parts, ticket: int, query: DrivingQuery) -> GroupHeader:
+    """A scored group; drawn again, with its ticket, when it was lost with the node that held it."""
+    while True:
+        group = await parts.rollouts.generate(ticket, query)
+        try:
+            return await parts.rewards.score(group)
+        except GroupLostError as error:
+            logger.warning("ticket %d is drawn again: %s", ticket, error)
 
 
 async def _train(parts: Parts, schedule: Schedule) -> None:

@@ -12,10 +12,9 @@ from alphadrive.errors import WeightSyncError
 from alphadrive.types import DrivingQuery, WeightsFile, WeightVersion
 from rollout.settings import Sampling
 
-CANARY_TICKET = -2
 CANARY_SEED = 20_250
 NUM_COMPLETIONS = 2
-NUM_TOKENS = 16
+NUM_TOKENS = 8
 TOLERANCE_FACTOR = 4.0
 FLOOR = {"float32": 1e-4, "bfloat16": 2e-2}
 CEILING = {"float32": 2e-2, "bfloat16": 0.5}

@@ -7,7 +7,7 @@ import asyncio
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from alphadrive.errors import AlphaDriveError
 
@@ -16,14 +16,22 @@ class ActorGoneError(AlphaDriveError):
     """The process of an actor is gone (crashed, killed, or its node lost)."""
 
 
+class ObjectGoneError(AlphaDriveError):
+    """A value that a call was given, or gave, is gone with the node that held it."""
+
+
 async def fetch(reference: Any, timeout_s: float | None = None) -> Any:
     """The value behind an object reference.
 
-    Raises what the actor raised, ActorGoneError when its process is gone, TimeoutError.
+    Raises what the actor raised, ActorGoneError when its process is gone, ObjectGoneError, TimeoutError.
     """
     try:
         return await asyncio.wait_for(reference, timeout_s)
+    except ObjectLostError as error:
+        raise ObjectGoneError(_reason(error)) from error
     except RayTaskError as error:
+        if isinstance(error.cause, ObjectLostError):
+            raise ObjectGoneError(_reason(error.cause)) from error
         if isinstance(error.cause, Exception):
             raise error.cause from error
         raise
@@ -35,7 +43,7 @@ async def fetch_or_cancel(reference: Any, timeout_s: float) -> Any:
     """The same, and the call is cancelled in the actor when nobody waits for it any more."""
     try:
         return await fetch(reference, timeout_s)
-    except TimeoutError:
+    except (TimeoutError, asyncio.CancelledError):
         ray.cancel(reference)
         raise
 
@@ -45,6 +53,6 @@ def kill(actor: Any) -> None:
     ray.kill(actor, no_restart=True)
 
 
-def _reason(error: RayActorError) -> str:
+def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines)[:400] or type(error).__name__

@@ -1,26 +1,67 @@
 """The reward workers: one group each at a time, under a hard timeout.
 
-A reward that hangs cannot be interrupted, so its worker is killed and replaced; the group is tried
-once more, on another worker. What fails twice raises RewardError and the loop dead-letters it: an error never
-becomes a number. Runs in the driver's event loop.
+    score ─▶ an idle worker ─▶ header
+                 │  raises: tried once more             two failures of its own, or three in all:
+                 │  hangs:  killed, tried once more  ─▶ RewardError, and the loop dead-letters the group:
+                 └─ dies:   tried again                 an error never becomes a number
+
+A reward that hangs cannot be interrupted, so its worker is killed; another is started in the background, and
+meanwhile the others go on. How many there are is `cluster.fleet`'s business. Runs in the driver's event loop.
 """
 
 import asyncio
 import dataclasses
 import logging
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from alphadrive.config import RewardConfig
-from alphadrive.errors import RewardError
+from alphadrive.errors import GroupLostError, RewardError, RewardWorkerDiedError
 from alphadrive.types import GroupHeader
-from cluster.remote import ActorGoneError, fetch, kill
+from cluster import remote
+from cluster.fleet import Craft, Fleet
+from cluster.restarts import RestartPolicy
+from cluster.workers import WorkerState, WorkerStatus
 
 logger = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 2
-START_TIMEOUT_S = 120.0
+MAX_FAILURES = 2
+MAX_ATTEMPTS = 3
+MAX_RESTARTS = 4
+"""Of one worker in a row, without a group scored between."""
+HEALTH_PERIOD_S = 5.0
+HEALTH_TIMEOUT_S = 10.0
+
+
+class RewardWorker:
+    """One reward actor, as the driver knows it."""
+
+    kind = "reward"
+    weight_version = None
+
+    def __init__(self, index: int, worker_id: str, actor: Any) -> None:
+        self.index = index
+        self.id = worker_id
+        self.actor = actor
+        self.pid: int | None = None
+        self.node: str | None = None
+        self.is_waiting_for_room = False
+        self.num_under_way = 0
+        self.groups_done = 0
+        self.last_done_s: float | None = None
+        self.was_fenced = False
+        self.state = WorkerState.STARTING
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it is given groups."""
+        return self.state is WorkerState.SERVING
+
+    def enter(self, state: WorkerState) -> None:
+        """Go on to another state."""
+        self.state = state
 
 
 class RewardPool:
@@ -28,63 +69,150 @@ class RewardPool:
 
     def __init__(self, config: RewardConfig, spawn: Callable[[str], Any]) -> None:
         self._config = config
-        self._spawn = spawn
-        self._workers: list[Any] = []
-        self._idle: asyncio.Queue[Any] = asyncio.Queue()
-        self._num_spawned = 0
+        craft = Craft(
+            kind="reward",
+            prefix="w",
+            make=lambda index, worker_id: RewardWorker(index, worker_id, spawn(worker_id)),
+            start=self._open,
+            take_back=self._open,
+            until_empty=self._until_empty,
+            none_left=_none_left,
+            needs="its code, nothing else",
+        )
+        self._fleet: Fleet[RewardWorker] = Fleet(craft, RestartPolicy(MAX_RESTARTS), 2 * config.timeout_s)
+        self._waiting: deque[asyncio.Future[RewardWorker]] = deque()
+
+    @property
+    def num_wanted(self) -> int:
+        """Workers there are to be."""
+        return self._fleet.num_wanted
 
     async def start(self) -> None:
-        """Start all workers."""
-        for worker in await asyncio.gather(*(self._make() for _ in range(self._config.num_workers))):
-            self._idle.put_nowait(worker)
+        """Start all workers. Raises RewardWorkerDiedError when none can be had."""
+        self._fleet.in_background(self._end_waiting())
+        self._fleet.in_background(self._watch())
+        await self._fleet.start(self._config.num_workers)
 
     async def score(self, group: object) -> GroupHeader:
-        """Score the group behind a reference. Raises RewardError after the second failure."""
-        failure: Exception | None = None
-        for _ in range(MAX_ATTEMPTS):
-            worker = await self._idle.get()
+        """Score the group behind a reference.
+
+        Raises RewardError when the group is given up, RewardWorkerDiedError when no worker can be had any
+        more, GroupLostError when the group is gone with the node that held it.
+        """
+        failures: list[str] = []
+        num_own = 0
+        while num_own < MAX_FAILURES and len(failures) < MAX_ATTEMPTS:
+            worker = await self._idle_worker()
             try:
-                header, scored = worker.score.options(num_returns=2).remote(group)
-                return dataclasses.replace(await fetch(header, self._config.timeout_s), scored=scored)
-            except (TimeoutError, ActorGoneError) as error:
-                failure = error
-                logger.warning("a reward worker is replaced: %s", _words(error, self._config.timeout_s))
-                worker = await self._replace(worker)
+                return await self._scored(worker, group)
+            except TimeoutError:
+                num_own += 1
+                failures.append(f"no answer in rewards.timeout_s={self._config.timeout_s}")
+                self._fleet.lose(worker, failures[-1], counts=False)
+            except remote.ActorGoneError as error:
+                failures.append(f"{worker.id} died: {error}")
+                self._fleet.lose(worker, error, counts=False)
+            except remote.ObjectGoneError as error:
+                raise GroupLostError(f"a drawn group was lost before it was scored: {error}") from error
             except RewardError as error:
-                failure = error
-                with suppress(RewardError, ActorGoneError):
-                    await fetch(scored)  # the same error; Ray reports one that nobody looks at
+                num_own += 1
+                failures.append(f"{type(error).__name__}: {error}")
             finally:
-                self._idle.put_nowait(worker)
-        assert failure is not None
-        raise RewardError(
-            f"failed {MAX_ATTEMPTS} times: {_words(failure, self._config.timeout_s)}"
-        ) from failure
+                self._free(worker)
+        raise RewardError(f"failed {len(failures)} times: {failures[-1]}")
+
+    def resize(self, num_workers: int) -> None:
+        """Want so many workers from now on; returns at once. Raises ValueError below 1."""
+        self._fleet.resize(num_workers)
+
+    def drain_node(self, node_id: str, deadline_s: float | None) -> None:
+        """Empty a node that goes away in `deadline_s` seconds (None: it does not say when)."""
+        self._fleet.drain_node(node_id, deadline_s)
+
+    def workers(self) -> list[WorkerStatus]:
+        """All workers, and those that died in the last minutes."""
+        return self._fleet.statuses()
 
     async def close(self) -> None:
         """Write what is not on disk yet and end the workers."""
-        for worker in self._workers:
-            try:
-                await fetch(worker.close.remote(), self._config.timeout_s)
-            except (TimeoutError, ActorGoneError) as error:
-                logger.warning("a reward worker did not close by itself: %s", error)
-            kill(worker)
-        self._workers = []
+        await self._fleet.close()
 
-    async def _make(self) -> Any:
-        worker = self._spawn(f"w{self._num_spawned}")
-        self._num_spawned += 1
-        self._workers.append(worker)
-        await fetch(worker.ready.remote(), START_TIMEOUT_S)
-        return worker
+    async def _scored(self, worker: RewardWorker, group: object) -> GroupHeader:
+        header, scored = worker.actor.score.options(num_returns=2).remote(group)
+        try:
+            done = await remote.fetch(header, self._config.timeout_s)
+        except RewardError:
+            with suppress(RewardError, remote.ActorGoneError):
+                await remote.fetch(scored)  # the same error; Ray reports one that nobody looks at
+            raise
+        worker.groups_done += 1
+        worker.last_done_s = asyncio.get_running_loop().time()
+        return dataclasses.replace(done, scored=scored)
 
-    async def _replace(self, worker: Any) -> Any:
-        self._workers.remove(worker)
-        kill(worker)
-        return await self._make()
+    async def _idle_worker(self) -> RewardWorker:
+        """An idle worker, which from now on has a group under way; those that wait longest come first."""
+        self._fleet.raise_failure()
+        waiter: asyncio.Future[RewardWorker] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        self._hand_out()
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._free(waiter.result())
+            raise
+
+    def _hand_out(self) -> None:
+        idle = (worker for worker in self._fleet.living if worker.is_up and not worker.num_under_way)
+        while self._waiting and (worker := next(idle, None)) is not None:
+            while self._waiting and (waiter := self._waiting.popleft()).done():
+                pass
+            if not waiter.done():
+                worker.num_under_way = 1
+                waiter.set_result(worker)
+
+    def _free(self, worker: RewardWorker) -> None:
+        worker.num_under_way = 0
+        if worker.state is WorkerState.DRAINING:
+            self._fleet.notify()
+        self._hand_out()
+
+    async def _open(self, worker: RewardWorker) -> None:
+        if worker.state is not WorkerState.DEAD:
+            worker.enter(WorkerState.SERVING)
+            self._hand_out()
+
+    async def _until_empty(self, worker: RewardWorker) -> None:
+        while worker.num_under_way and worker.state is not WorkerState.DEAD:
+            await self._fleet.changed()
+
+    async def _watch(self) -> None:
+        """Find idle workers that are gone or hang; a busy one has its timeout."""
+        while True:
+            await asyncio.sleep(HEALTH_PERIOD_S)
+            idle = [worker for worker in self._fleet.living if worker.is_up and not worker.num_under_way]
+            await asyncio.gather(*(self._ask(worker) for worker in idle))
+
+    async def _ask(self, worker: RewardWorker) -> None:
+        try:
+            await remote.fetch(worker.actor.where.remote(), HEALTH_TIMEOUT_S)
+        except (TimeoutError, remote.ActorGoneError) as error:
+            if not worker.num_under_way:
+                self._fleet.lose(worker, error if str(error) else "hung: it answers nothing while idle")
+
+    async def _end_waiting(self) -> None:
+        """When the fleet has failed, those that wait for a worker get its error."""
+        try:
+            while True:
+                await self._fleet.changed()
+        except Exception as error:
+            for waiter in self._waiting:
+                if not waiter.done():
+                    waiter.set_exception(error)
 
 
-def _words(failure: Exception, timeout_s: float) -> str:
-    if isinstance(failure, TimeoutError):
-        return f"no answer in rewards.timeout_s={timeout_s}"
-    return f"{type(failure).__name__}: {failure}"
+def _none_left(reason: str) -> Exception:
+    return RewardWorkerDiedError(
+        f"no reward worker is left, and none starts: {MAX_RESTARTS} restarts in a row failed. The last "
+        f"reason: {reason}"
+    )

@@ -1,57 +1,36 @@
-"""The rollout engines: which one draws a group, and what happens when one dies.
+"""The rollout engines: which may draw, which must prove their weights first, what becomes of their groups.
 
-                     start                    begin_sync
-    (spawned) STARTING ──────────▶ SERVING ◀──────────────▶ SYNCING
-                  ▲                   │  admit (canary passed)  │
-                  │ catch_up          ▼                         │ no answer in time, died
-                  └─── restart ── LOST ◀────────────────────────┘
+    started ─▶ STALE ─ catch_up: current weights, proved ─▶ SERVING ─▶ DRAINING ─▶ closed
+                 ▲                                            │
+                 └────────── begin_sync ◀──── admit ──────────┘        lose: killed, another started
 
-A group goes to the engine with the fewest under way. If the engine is lost, its groups are sent to
-another one with the same ticket, and a new engine is started in its place; it serves after
-`catch_up` brought it the current weights and the proof. A group drawn while its engine was being
-synchronised is handed on only after the proof. Runs in the driver's event loop.
+How many there are is `cluster.fleet`'s business, which one draws a group `cluster.dispatch`'s, the watch for
+hangs `cluster.health`'s. Runs in the driver's event loop.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from enum import StrEnum
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from alphadrive.config import RolloutConfig
-from alphadrive.errors import EngineDiedError, RolloutError
-from alphadrive.types import DrivingQuery
-from cluster.remote import ActorGoneError, fetch, fetch_or_cancel, kill
+from alphadrive.errors import AlphaDriveError, EngineDiedError, LearnerError
+from alphadrive.types import DrivingQuery, WeightVersion
+from cluster import remote
+from cluster.dispatch import Dispatcher
+from cluster.engine_handle import Engine
+from cluster.fleet import GONE, Craft, Fleet
+from cluster.headers import GroupReceipt, check_receipt
+from cluster.health import HealthWatch
+from cluster.restarts import RestartPolicy
+from cluster.trials import Trials
+from cluster.watchdog import ProgressWatch
+from cluster.workers import WorkerState, WorkerStatus
 from rollout.settings import EngineSettings, Sampling
 
 logger = logging.getLogger(__name__)
-Result = TypeVar("Result")
 
 START_TIMEOUT_S = 600.0
-PROGRESS_TIMEOUT_S = 10.0
-
-
-class EngineState(StrEnum):
-    """Where an engine is in its life."""
-
-    STARTING = "starting"
-    SERVING = "serving"
-    SYNCING = "syncing"
-    LOST = "lost"
-
-
-class Engine:
-    """The driver's handle on one engine actor; a restarted engine gets a new one."""
-
-    def __init__(self, index: int, engine_id: str, actor: Any) -> None:
-        self.index = index
-        self.engine_id = engine_id
-        self.actor = actor
-        self.pid = 0
-        self.state = EngineState.STARTING
-        self.num_running = 0
-        self.settled = asyncio.Event()
-        """Set unless the engine is being synchronised."""
 
 
 class RolloutPool:
@@ -65,200 +44,208 @@ class RolloutPool:
         group_sampling: Callable[[int], Sampling],
         answer_sampling: Sampling,
     ) -> None:
-        self.engines: list[Engine] = []
         self.catch_up: Callable[[Engine], Awaitable[None]] | None = None
-        self.num_lost = 0
+        """Brings a new engine the current weights and their proof; without it a new one serves at once."""
         self._config = config
         self._spawn = spawn
         self._settings_of = settings_of
         self._group_sampling = group_sampling
         self._answer_sampling = answer_sampling
-        self._restarts: set[asyncio.Task[None]] = set()
-        self._failure: Exception | None = None
-        self._changed = asyncio.Event()
+        craft = Craft(
+            kind="rollout",
+            prefix="engine-",
+            make=self._make,
+            start=self._start_engine,
+            take_back=self._take_back,
+            until_empty=self._until_closable,
+            none_left=self._none_left,
+            needs=f"{config.cpus_per_worker:g} CPUs and {config.gpus_per_worker:g} GPUs",
+        )
+        policy = RestartPolicy(config.max_restarts)
+        self._fleet: Fleet[Engine] = Fleet(craft, policy, config.request_timeout_s)
+        self._dispatcher = Dispatcher(self)
+        self._health = HealthWatch(self, config.hang_timeout_s)
+
+    @property
+    def engines(self) -> Sequence[Engine]:
+        """The engines that are not dead."""
+        return self._fleet.living
+
+    @property
+    def num_wanted(self) -> int:
+        """Engines there are to be."""
+        return self._fleet.num_wanted
+
+    @property
+    def num_lost(self) -> int:
+        """Engines that died, hung or were fenced so far."""
+        return self._fleet.num_lost
 
     async def start(self) -> None:
-        """Start all engines at once. Raises what the first one that cannot start raised."""
-        self.engines = [self._make(index) for index in range(self._config.num_workers)]
-        await asyncio.gather(*(self._bring_up(engine) for engine in self.engines))
-        for engine in self.engines:
-            self.admit(engine)
+        """Start all engines; returns when those that have room are up, or are being tried again.
+
+        Raises InputError where an engine says that it cannot start, EngineDiedError when none can be had.
+        """
+        self._fleet.in_background(self._health.run())
+        await self._fleet.start(self._config.num_workers)
 
     async def generate(self, ticket: int, query: DrivingQuery) -> object:
         """Draw a group; returns a reference to it.
 
-        Raises RolloutError when `rollout.max_attempts` engines failed on it, EngineDiedError when
-        no engine can be had any more.
+        Raises RolloutError when the group is given up (see `cluster.trials`), EngineDiedError when no
+        engine can be had any more.
         """
         sampling = self._group_sampling(ticket)
+        held: WeightVersion | None = None
 
-        async def draw(engine: Engine) -> object:
+        async def start(engine: Engine) -> tuple[GroupReceipt, object]:
+            nonlocal held
+            held = engine.version
             receipt, group = engine.actor.generate.options(num_returns=2).remote(ticket, query, sampling)
-            await fetch_or_cancel(receipt, self._config.request_timeout_s)
-            return group
+            return await remote.fetch_or_cancel(receipt, self._config.request_timeout_s), group
 
-        return await self._attempts(draw, f"ticket {ticket} ({query.query_id})")
+        def check(engine: Engine, drawn: tuple[GroupReceipt, object]) -> None:
+            versions = (held, engine.version)
+            check_receipt(drawn[0], engine.id, ticket, query, sampling.num_samples, versions)
+
+        trials = Trials(f"ticket {ticket} ({query.query_id})", ticket, self._config.max_attempts)
+        return (await self._dispatcher.draw(trials, start, check))[1]
 
     async def answer(self, query: DrivingQuery) -> str:
         """A greedy answer on the evaluation set. Raises as `generate`."""
 
-        async def draw(engine: Engine) -> str:
+        async def start(engine: Engine) -> str:
             reference = engine.actor.answer.remote(query, self._answer_sampling)
-            return await fetch_or_cancel(reference, self._config.request_timeout_s)
+            return await remote.fetch_or_cancel(reference, self._config.request_timeout_s)
 
-        return await self._attempts(draw, f"evaluation of {query.query_id}")
+        trials = Trials(f"evaluation of {query.query_id}", -1, self._config.max_attempts)
+        return await self._dispatcher.draw(trials, start, lambda engine, text: None)
 
-    def begin_sync(self) -> list[Engine]:
-        """Close every serving engine to new groups; the engines that are to get new weights.
+    def resize(self, num_workers: int) -> None:
+        """Want so many engines from now on; returns at once.
 
-        Raises the failure that ended the pool, where there is one.
+        New ones start in the background and serve when they have proved their weights; those too many end
+        what they have under way, the ones with the fewest groups first. Raises ValueError below 1.
         """
-        self._raise_failure()
-        engines = [engine for engine in self.engines if engine.state is EngineState.SERVING]
+        self._fleet.resize(num_workers)
+
+    def drain_node(self, node_id: str, deadline_s: float | None) -> None:
+        """Empty a node that goes away in `deadline_s` seconds (None: it does not say when).
+
+        What its engines have under way ends there, or is drawn elsewhere with the same ticket when the
+        time is nearly over; their successors are placed on other nodes.
+        """
+        self._fleet.drain_node(node_id, deadline_s)
+
+    def workers(self) -> list[WorkerStatus]:
+        """All engines, and those that died in the last minutes."""
+        return self._fleet.statuses()
+
+    def begin_sync(self, *, holds_groups: bool = True) -> list[Engine]:
+        """Close every engine to new groups; the engines that are to get new weights.
+
+        With `holds_groups` what they draw from now on waits for the proof. Raises the failure that ended
+        the pool, where there is one.
+        """
+        self.raise_failure()
+        engines = [engine for engine in self.engines if engine.is_up and not engine.is_catching_up]
         for engine in engines:
-            engine.state = EngineState.SYNCING
-            engine.settled.clear()
+            if engine.state is WorkerState.SERVING:
+                engine.enter(WorkerState.STALE)
+            if holds_groups:
+                engine.settled.clear()
         return engines
 
-    def living(self) -> list[Engine]:
-        """Engines that are not lost."""
-        return [engine for engine in self.engines if engine.state is not EngineState.LOST]
+    async def until_empty(self, engine: Engine) -> None:
+        """Wait until an engine has no group under way, or is dead."""
+        while engine.num_under_way and not engine.is_dead:
+            await self.changed()
 
-    def admit(self, engine: Engine) -> None:
-        """Open an engine that has proved its weights."""
-        if engine.state is not EngineState.LOST:
-            engine.state = EngineState.SERVING
-            engine.settled.set()
-            self._notify()
-
-    def lose(self, engine: Engine, reason: Exception | str) -> None:
-        """Fence an engine: kill it, start another in its place if the budget allows."""
-        if engine.state is EngineState.LOST:
+    def admit(self, engine: Engine, version: WeightVersion | None = None) -> None:
+        """Open an engine that has proved its weights, those of `version` (None: the ones it had)."""
+        if engine.is_dead:
             return
-        engine.state = EngineState.LOST
+        engine.version = version or engine.version
+        if engine.state is WorkerState.STALE:
+            engine.enter(WorkerState.SERVING)
         engine.settled.set()
-        kill(engine.actor)
-        self.num_lost += 1
-        logger.warning("%s lost (%d so far): %s", engine.engine_id, self.num_lost, reason)
-        if self.num_lost > self._config.max_restarts:
-            self._fail(
-                EngineDiedError(
-                    f"{engine.engine_id} was lost, the {self.num_lost}. engine of this run; "
-                    f"rollout.max_restarts={self._config.max_restarts} is used up. The last reason: {reason}"
-                )
-            )
-        else:
-            task = asyncio.create_task(self._restart(engine))
-            self._restarts.add(task)
-            task.add_done_callback(self._restarts.discard)
-        self._notify()
+        self.notify()
+
+    def lose(self, engine: Engine, reason: object, *, blames_groups: bool = True) -> None:
+        """Fence an engine: kill it, and start another in its place.
+
+        `blames_groups`: what it had under way may be the reason. Where that was one group on an engine of
+        its own, the death is the group's and not the engine's.
+        """
+        if engine.is_dead:
+            return
+        engine.blames_groups = blames_groups and engine.state is not WorkerState.DRAINING
+        engine.was_alone = engine.num_under_way == 1
+        is_groups_fault = blames_groups and engine.was_alone and engine.reserved_for is not None
+        self._fleet.lose(engine, reason, counts=not is_groups_fault)
 
     async def close(self) -> None:
         """Stop all engines and their processes."""
-        for task in list(self._restarts):
-            task.cancel()
-        await asyncio.gather(*self._restarts, return_exceptions=True)
-        await asyncio.gather(*(self._close(engine) for engine in self.engines))
+        await self._fleet.close()
 
-    async def _attempts(self, draw: Callable[[Engine], Awaitable[Result]], label: str) -> Result:
-        failure: Exception | None = None
-        for _ in range(self._config.max_attempts):
-            engine = await self._least_loaded()
-            engine.num_running += 1
-            try:
-                result = await draw(engine)
-                await engine.settled.wait()
-                if engine.state is not EngineState.LOST:
-                    return result
-                failure = EngineDiedError(f"{engine.engine_id} was fenced while it drew {label}")
-            except (EngineDiedError, ActorGoneError) as error:
-                failure = error
-                self.lose(engine, error)
-                logger.debug("%s is sent again", label)
-            except TimeoutError:
-                failure = RolloutError(
-                    f"{engine.engine_id} did not answer {label} in rollout.request_timeout_s="
-                    f"{self._config.request_timeout_s}"
-                )
-                logger.warning("%s", failure)
-                await self._lose_if_stuck(engine)
-            except RolloutError as error:
-                failure = error
-                logger.warning("%s failed: %s", label, error)
-            finally:
-                engine.num_running -= 1
-        self._raise_failure()
-        raise RolloutError(
-            f"{label}: given up after rollout.max_attempts={self._config.max_attempts}: {failure}"
-        )
+    async def changed(self) -> None:
+        """Wait until something may have become possible that was not."""
+        await self._fleet.changed()
 
-    async def _least_loaded(self) -> Engine:
-        while True:
-            self._raise_failure()
-            serving = [engine for engine in self.engines if engine.state is EngineState.SERVING]
-            if serving:
-                return min(serving, key=lambda engine: engine.num_running)
-            await self._changed.wait()
+    def notify(self) -> None:
+        """Wake all that wait in `changed`."""
+        self._fleet.notify()
 
-    async def _lose_if_stuck(self, engine: Engine) -> None:
-        """Fence an engine that answers no control call or draws no token at all for a while."""
-        try:
-            before = await fetch(engine.actor.tokens_generated.remote(), PROGRESS_TIMEOUT_S)
-            await asyncio.sleep(PROGRESS_TIMEOUT_S)
-            after = await fetch(engine.actor.tokens_generated.remote(), PROGRESS_TIMEOUT_S)
-        except (TimeoutError, ActorGoneError) as error:
-            self.lose(engine, f"stuck: {type(error).__name__} from a control call")
-        else:
-            if before == after:
-                self.lose(engine, f"stuck: no progress in {PROGRESS_TIMEOUT_S:.0f} s after a timeout")
+    def raise_failure(self) -> None:
+        """Raise what ended the pool, where something has."""
+        self._fleet.raise_failure()
 
-    def _make(self, index: int, generation: int = 0) -> Engine:
-        suffix = f".{generation}" if generation else ""
-        return Engine(index, f"engine-{index}{suffix}", self._spawn(index))
+    def _make(self, index: int, engine_id: str) -> Engine:
+        watch = ProgressWatch(self._health.limit_s, asyncio.get_running_loop().time())
+        return Engine(index, engine_id, self._spawn(index), watch)
 
-    async def _bring_up(self, engine: Engine) -> None:
+    async def _start_engine(self, engine: Engine) -> None:
         settings = self._settings_of(engine.index)
-        started = engine.actor.start.remote(settings, engine.engine_id)
         try:
-            engine.pid = await fetch(started, START_TIMEOUT_S)
-        except (ActorGoneError, TimeoutError) as error:
-            raise EngineDiedError(
-                f"{engine.engine_id} did not start: {error or type(error).__name__}"
-            ) from error
-
-    async def _restart(self, lost: Engine) -> None:
-        engine = self._make(lost.index, self.num_lost)
-        self.engines[lost.index] = engine
-        try:
-            await self._bring_up(engine)
-            if self.catch_up is not None:
-                await self.catch_up(engine)
-        except (EngineDiedError, ActorGoneError, TimeoutError) as error:
-            self.lose(engine, error)
+            await remote.fetch(engine.actor.start.remote(settings, engine.id), START_TIMEOUT_S)
+        except (AlphaDriveError, TimeoutError):
+            raise
         except Exception as error:
-            self._fail(error)
-        else:
-            logger.info("%s serves in place of %s", engine.engine_id, lost.engine_id)
+            raise EngineDiedError(f"{engine.id}: {type(error).__name__}: {error}") from error
+        if not engine.is_dead:
+            engine.version = settings.initial_version
+            engine.enter(WorkerState.STALE)
+            await self._bring_weights(engine)
+
+    async def _take_back(self, engine: Engine) -> None:
+        engine.enter(WorkerState.STALE)
+        await self._bring_weights(engine)
+
+    async def _bring_weights(self, engine: Engine) -> None:
+        """Bring an engine the current weights, and open it when it has proved them."""
+        engine.watch.restart(asyncio.get_running_loop().time())
+        if self.catch_up is None:
             self.admit(engine)
+            return
+        engine.is_catching_up = True
+        self.notify()
+        try:
+            await self.catch_up(engine)
+        except GONE as error:
+            self.lose(engine, error or type(error).__name__)
+        except LearnerError as error:
+            logger.warning("%s waits for the learner to come back: %s", engine.id, error)
+        else:
+            logger.info("%s serves", engine.id)
+        finally:
+            engine.is_catching_up = False
 
-    async def _close(self, engine: Engine) -> None:
-        if engine.state in (EngineState.SERVING, EngineState.SYNCING):
-            try:
-                await fetch(engine.actor.close.remote(), PROGRESS_TIMEOUT_S)
-            except (TimeoutError, ActorGoneError) as error:
-                logger.warning("%s did not close by itself: %s", engine.engine_id, error)
-        engine.state = EngineState.LOST
-        engine.settled.set()
-        kill(engine.actor)
+    async def _until_closable(self, engine: Engine) -> None:
+        await self.until_empty(engine)
+        await engine.settled.wait()
 
-    def _fail(self, failure: Exception) -> None:
-        self._failure = self._failure or failure
-        self._notify()
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-
-    def _notify(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+    def _none_left(self, reason: str) -> Exception:
+        return EngineDiedError(
+            "no engine is left, and none stays up when it is started again: "
+            f"rollout.max_restarts={self._config.max_restarts} is used up. The last reason: {reason}"
+        )

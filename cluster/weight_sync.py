@@ -4,9 +4,11 @@
                                                                       digest of what each received
                                                                       canary groups ─▶ learner compares
 
-No engine draws a new group between `begin_sync` and the proof, and what it finishes meanwhile waits
-for the proof. A mismatch raises WeightSyncError: the run stops before its next step. An engine that
-dies or does not answer in `rollout.sync_timeout_s` is fenced, and the publish completes without it.
+No engine is given a new group between `begin_sync` and its proof. With `update_mode` `keep` an engine is
+updated between two tokens, and what it finishes before the proof waits for it; with `wait` it first ends
+what it has under way. Each engine is opened as soon as it is proved. A mismatch raises WeightSyncError:
+the run stops before its next step. An engine that dies or does not answer in `rollout.sync_timeout_s` is
+fenced, and the publish completes without it; its successor catches up.
 """
 
 import asyncio
@@ -17,10 +19,13 @@ from pathlib import Path
 
 from alphadrive.errors import EngineDiedError
 from alphadrive.types import DrivingQuery, WeightsFile, WeightVersion
+from cluster import remote
+from cluster.engine_handle import Engine
+from cluster.fleet import GONE
 from cluster.learner_group import LearnerGroup
-from cluster.proof import CANARY_TICKET, CanaryLimit, canary_sampling, check_digest
-from cluster.remote import ActorGoneError, fetch
-from cluster.rollout_pool import Engine, RolloutPool
+from cluster.proof import CanaryLimit, canary_sampling, check_digest
+from cluster.rollout_pool import RolloutPool
+from rollout.settings import CANARY_TICKET, UpdateReceipt
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +44,12 @@ class WeightSync:
         timeout_s: float,
         folder: Path,
         prefix: str,
+        update_mode: str = "keep",
     ) -> None:
         self.seconds: list[float] = []
+        """Of each publish: export, transfer, canaries, comparison."""
+        self.paused_seconds: list[float] = []
+        """Of each update of an engine: how long it drew nothing."""
         self.canary_differences: list[float] = []
         self._pool = pool
         self._learner = learner
@@ -50,32 +59,45 @@ class WeightSync:
         self._timeout_s = timeout_s
         self._folder = folder
         self._prefix = prefix
+        self._update_mode = update_mode
 
     async def calibrate(self) -> None:
-        """Compare engines and learner before any transfer; sets the limit for all that follow."""
-        async with self._learner.lock:
-            engines = self._pool.begin_sync()
-            groups = await asyncio.gather(*(self._draw_canaries(engine) for engine in engines))
-            differences = await self._differences(groups)
-            self._limit.calibrate(differences)
-            for engine in engines:
-                self._pool.admit(engine)
+        """Compare engines and learner before any transfer; sets the limit for all that follow.
+
+        From then on a new engine catches up before it serves. Raises WeightSyncError.
+        """
+        while True:
+            async with self._learner.lock:
+                engines = self._pool.begin_sync()
+                drawn = await asyncio.gather(*(self._first_canaries(engine) for engine in engines))
+                alive = [(engine, groups) for engine, groups in zip(engines, drawn, strict=True) if groups]
+                if alive:
+                    differences = await self._differences([groups for _, groups in alive])
+                    self._limit.calibrate(differences)
+                    self._pool.catch_up = self.catch_up
+                    for engine, _ in alive:
+                        self._pool.admit(engine)
+                    break
+            await self._pool.changed()
         logger.info("canary at the start: %.2g, limit %.2g", max(differences), self._limit.limit)
 
     async def publish(self, version: WeightVersion) -> None:
-        """Bring every serving engine to `version`, which is the learner's. Raises WeightSyncError."""
+        """Bring every engine that is up to `version`, which is the learner's. Raises WeightSyncError."""
         started_s = time.monotonic()
         async with self._learner.lock:
-            await self._bring(self._pool.begin_sync(), version)
+            engines = self._pool.begin_sync(holds_groups=self._update_mode == "keep")
+            if engines:
+                await self._bring(engines, version)
         self.seconds.append(time.monotonic() - started_s)
 
     async def catch_up(self, engine: Engine) -> None:
         """Bring one new engine to the learner's weights, with the same proof. Raises WeightSyncError,
         EngineDiedError when it is lost again."""
         async with self._learner.lock:
-            await self._bring([engine], self._learner.version)
-        if engine not in self._pool.living():
-            raise EngineDiedError(f"{engine.engine_id} was lost while it took the current weights")
+            if not engine.is_dead:
+                await self._bring([engine], self._learner.version)
+        if engine.was_fenced:
+            raise EngineDiedError(f"{engine.id} was lost while it took the current weights")
 
     def remove_files(self) -> None:
         """Remove what an interrupted publish left behind."""
@@ -84,40 +106,73 @@ class WeightSync:
 
     async def _bring(self, engines: Sequence[Engine], version: WeightVersion) -> None:
         path = self._folder / f"{self._prefix}-{version}.safetensors"
+        updates: dict[asyncio.Task[list[object]], Engine] = {}
         try:
             weights = await self._learner.export_weights(path)
-            updated = await asyncio.gather(*(self._update(engine, weights, version) for engine in engines))
+            updates = {
+                asyncio.create_task(self._update(engine, weights, version)): engine for engine in engines
+            }
+            await self._prove_in_turn(updates, version)
+        except asyncio.CancelledError:
+            # An engine whose update is cut in two is lost; waiting for the end of it costs less.
+            if updates:
+                await asyncio.wait(updates)
+            raise
         finally:
+            for task in updates:
+                task.cancel()
+            await asyncio.gather(*updates, return_exceptions=True)
             path.unlink(missing_ok=True)
-        proved = [(engine, groups) for engine, groups in zip(engines, updated, strict=True) if groups]
-        if not proved:
-            return
-        differences = await self._differences([groups for _, groups in proved])
-        self.canary_differences.append(max(differences))
-        for (engine, _), difference in zip(proved, differences, strict=True):
-            self._limit.check(engine.engine_id, version, difference)
-        for engine, _ in proved:
-            self._pool.admit(engine)
+
+    async def _prove_in_turn(
+        self, updates: dict[asyncio.Task[list[object]], Engine], version: WeightVersion
+    ) -> None:
+        """Compare and open the engines as they come, so that none waits for one that hangs."""
+        waiting = set(updates)
+        largest: list[float] = []
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            drawn = [(updates[task], task.result()) for task in done]
+            updated = [(engine, groups) for engine, groups in drawn if groups]
+            differences = await self._differences([groups for _, groups in updated]) if updated else []
+            for (engine, _), difference in zip(updated, differences, strict=True):
+                self._limit.check(engine.id, version, difference)
+                self._pool.admit(engine, version)
+            largest += differences
+        if largest:
+            self.canary_differences.append(max(largest))
 
     async def _update(self, engine: Engine, weights: WeightsFile, version: WeightVersion) -> list[object]:
-        """Update one engine and draw its canaries; none if it was fenced."""
+        """Update one engine and have it draw canaries; none if it was fenced."""
+        if self._update_mode == "wait":
+            await self._pool.until_empty(engine)
+        engine.is_updating = True
         try:
-            received = await fetch(engine.actor.update_weights.remote(weights), self._timeout_s)
-            check_digest(engine.engine_id, weights, received, version)
-            return await self._draw_canaries(engine)
-        except TimeoutError:
-            reason = f"no answer in rollout.sync_timeout_s={self._timeout_s}"
-        except (EngineDiedError, ActorGoneError) as error:
-            reason = str(error)
-        self._pool.lose(engine, f"STALE at version {version}: {reason}")
-        return []
+            update = engine.actor.update_weights.options(num_returns=1 + len(self._queries))
+            first, *groups = update.remote(weights, self._queries, self._sampling)
+            receipt: UpdateReceipt = await remote.fetch(first, self._timeout_s)
+        except GONE as error:
+            reason = str(error) or f"no answer in rollout.sync_timeout_s={self._timeout_s}"
+            self._pool.lose(engine, f"{engine.state} at version {version}: {reason}")
+            return []
+        finally:
+            engine.is_updating = False
+            engine.watch.restart(asyncio.get_running_loop().time())
+        check_digest(engine.id, weights, receipt.sha256, version)
+        self.paused_seconds.append(receipt.paused_s)
+        return groups
 
-    async def _draw_canaries(self, engine: Engine) -> list[object]:
+    async def _first_canaries(self, engine: Engine) -> list[object]:
+        """Canaries of an engine that has had no update; none if it was fenced."""
         pairs = [
             engine.actor.generate.options(num_returns=2).remote(CANARY_TICKET, query, self._sampling)
             for query in self._queries
         ]
-        await asyncio.gather(*(fetch(receipt, self._timeout_s) for receipt, _ in pairs))
+        try:
+            await asyncio.gather(*(remote.fetch(receipt, self._timeout_s) for receipt, _ in pairs))
+        except GONE as error:
+            self._pool.lose(engine, str(error) or "no canary in rollout.sync_timeout_s")
+            return []
         return [group for _, group in pairs]
 
     async def _differences(self, groups: Sequence[list[object]]) -> list[float]:

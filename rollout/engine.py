@@ -3,28 +3,33 @@
     caller's process                      EngineCore process (and worker processes with more GPUs)
       RolloutEngine ── AsyncLLM ─ sockets ─▶ scheduler, model, sampler, weight transfer
 
-Any number of `generate` calls may be waiting; vLLM batches them. `update_weights` freezes them between two
-tokens, swaps the weights and lets them go on; the version of every token is in its completion.
-Nothing here knows Ray.
+Any number of `generate` calls may be waiting; vLLM batches them. `update_and_draw` freezes them between two
+tokens, swaps the weights and lets them go on, behind the groups that prove the new weights; the version of
+every token is in its completion. Nothing here knows Ray.
 """
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+import time
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from alphadrive.errors import AlphaDriveError, EngineDiedError, RolloutError, WeightSyncError
 from alphadrive.types import DrivingQuery, RolloutGroup, WeightsFile, WeightVersion
 from rollout.environment import prepare_environment
-from rollout.settings import EngineSettings, Sampling
+from rollout.settings import CANARY_TICKET, EngineSettings, Sampling, UpdateReceipt
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.output_processor import RequestOutputCollector
 
     from rollout.requests import RequestMaker
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+
+FIRST = -1
+"""The priority of a request that is drawn before all others, whose priority is 0."""
 
 
 class RolloutEngine:
@@ -35,9 +40,11 @@ class RolloutEngine:
         self.engine_id = requests.engine_id
         self._llm = llm
         self._requests = requests
-        self._num_requests = 0
+        self._num_requests = self._num_tokens = 0
         self._is_open = True
+        self._updating = asyncio.Lock()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._count_tokens()
 
     @classmethod
     async def start(cls, settings: EngineSettings, engine_id: str) -> Self:
@@ -53,7 +60,9 @@ class RolloutEngine:
         from rollout.requests import RequestMaker, engine_arguments
 
         requests = RequestMaker(settings, engine_id)
-        arguments = AsyncEngineArgs(**engine_arguments(settings, requests.processor))
+        arguments = AsyncEngineArgs(
+            **engine_arguments(settings, requests.processor), scheduling_policy="priority"
+        )
 
         class Llm(AsyncLLM):
             """vLLM's engine without its finaliser, which fails when the interpreter is going down; `close`
@@ -73,8 +82,29 @@ class RolloutEngine:
 
     @property
     def tokens_generated(self) -> int:
-        """Tokens of all groups this engine has returned."""
-        return self._requests.tokens_generated
+        """Tokens drawn since the start, counted as they come."""
+        return self._num_tokens
+
+    def _count_tokens(self) -> None:
+        """Count every token that comes out of the engine's process."""
+        core = self._llm.engine_core
+        receive = core.get_output_async
+
+        async def receive_and_count() -> Any:
+            received = await receive()
+            self._num_tokens += sum(len(output.new_token_ids) for output in received.outputs)
+            return received
+
+        core.get_output_async = receive_and_count
+
+    async def health(self) -> int:
+        """`tokens_generated`, once the engine's process has answered a question.
+
+        Raises EngineDiedError when it is gone, and what made the engine unusable.
+        """
+        self._raise_failure()
+        await self._call(self._llm.is_paused())
+        return self.tokens_generated
 
     async def generate(
         self, ticket: int, query: DrivingQuery, sampling: Sampling, dataset: str = "train"
@@ -98,7 +128,14 @@ class RolloutEngine:
         return final
 
     async def update_weights(self, weights: WeightsFile) -> str:
-        """Swap to `weights` between two tokens; returns the digest of the tensors the engine received.
+        """`update_and_draw` without anything to draw; returns the digest of what the engine received."""
+        receipt, _ = await self.update_and_draw(weights, (), Sampling(num_samples=1))
+        return receipt.sha256
+
+    async def update_and_draw(
+        self, weights: WeightsFile, queries: Sequence[DrivingQuery], sampling: Sampling
+    ) -> tuple[UpdateReceipt, list[RolloutGroup]]:
+        """Swap to `weights` between two tokens, then draw a group for each query before anything else.
 
         Requests in flight are frozen and go on with the new weights; everything computed from the old ones
         (prefix, image and vision-encoder caches) is dropped. Raises WeightSyncError when anything goes wrong
@@ -106,15 +143,35 @@ class RolloutEngine:
         (or a cancellation midway) the engine stays paused for ever: every `generate` raises, and all that
         is left to do is `close`.
         """
+        async with self._updating:
+            self._raise_failure()
+            if weights.version < self.version:
+                raise WeightSyncError(
+                    f"{self.engine_id}: asked to go back from version {self.version} to {weights.version}"
+                )
+            inputs = [await self._rendered(query) for query in queries]
+            receipt, drawing = await self._transferred(weights, inputs, sampling)
+            self.version = weights.version
+        outputs = [await self._call(final_of(collector)) for collector in drawing]
+        groups = [
+            self._requests.group(CANARY_TICKET, query, sampling, output)
+            for query, output in zip(queries, outputs, strict=True)
+        ]
+        return receipt, groups
+
+    async def _rendered(self, query: DrivingQuery) -> Any:
+        """A prompt with all work done on it that can be done while the engine still draws."""
+        prompt = await asyncio.to_thread(self._requests.prompt, query, "train")
+        (rendered,) = await self._call(self._llm.renderer.render_cmpl_async([prompt]))
+        return rendered
+
+    async def _transferred(
+        self, weights: WeightsFile, inputs: Sequence[Any], sampling: Sampling
+    ) -> tuple[UpdateReceipt, list["RequestOutputCollector"]]:
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        self._raise_failure()
-        if weights.version < self.version:
-            raise WeightSyncError(
-                f"{self.engine_id}: asked to go back from version {self.version} to {weights.version}"
-            )
         try:
-            received = await self._transfer(weights)
+            return await self._transfer(weights, inputs, sampling)
         except BaseException as error:
             kind = EngineDiedError if isinstance(error, EngineDeadError) else WeightSyncError
             failure = kind(
@@ -125,21 +182,29 @@ class RolloutEngine:
             if isinstance(error, Exception):
                 raise failure from error
             raise
-        self.version = weights.version
-        return received
 
-    async def _transfer(self, weights: WeightsFile) -> str:
+    async def _transfer(
+        self, weights: WeightsFile, inputs: Sequence[Any], sampling: Sampling
+    ) -> tuple[UpdateReceipt, list["RequestOutputCollector"]]:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         llm = self._llm
-        await llm.pause_generation(mode="keep", clear_cache=True)
+        paused_s = time.monotonic()
+        # As `llm.pause_generation`, which then sleeps 20 ms to no end here: tokens carry their version.
+        await llm.renderer.clear_mm_cache_async()
+        await llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
         await llm.start_weight_update()
         await llm.update_weights(WeightTransferUpdateRequest(update_info={"path": weights.path}))
         await llm.finish_weight_update(str(weights.version))
         received = await llm.collective_rpc("alphadrive_received_sha256")
         check_received(received, weights)
+        parameters = self._requests.parameters(sampling)
+        drawing = []
+        for index, rendered in enumerate(inputs):
+            request_id = f"{self.engine_id}-canary-{weights.version}-{index}"
+            drawing.append(await llm.add_request(request_id, rendered, parameters, priority=FIRST))
         await llm.resume_generation()
-        return weights.sha256
+        return UpdateReceipt(sha256=weights.sha256, paused_s=time.monotonic() - paused_s), drawing
 
     async def close(self) -> None:
         """Stop the engine and its processes; requests in flight end with EngineDiedError. May be repeated."""
@@ -176,6 +241,13 @@ class RolloutEngine:
             raise RolloutError(f"{self.engine_id}: vLLM refused or failed: {error}") from error
         finally:
             task.cancel()
+
+
+async def final_of(collector: "RequestOutputCollector") -> Any:
+    """The output of a request that has ended."""
+    while not (output := await collector.get()).finished:
+        pass
+    return output
 
 
 def check_received(received: list[str], weights: WeightsFile) -> None:

@@ -7,10 +7,11 @@ Faults are injected with `Faults`.
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from alphadrive.errors import AlphaDriveError, EngineDiedError, RolloutError, We
 from alphadrive.prompts import answer_text
 from alphadrive.types import Completion, DrivingQuery, RolloutGroup, VersionSpan, WeightsFile, WeightVersion
 from alphadrive.weights import file_sha256
-from rollout.settings import EngineSettings, Sampling
+from rollout.settings import CANARY_TICKET, EngineSettings, Sampling, UpdateReceipt
 
 Answer = Callable[[DrivingQuery, int, WeightVersion], str]
 
@@ -33,7 +34,8 @@ class Faults:
     `failing_rows`: rows whose requests raise RolloutError. `hanging_rows`: rows never answered.
     `dies_after`: the engine is gone after so many groups. `skips_update`: it answers as if updated, with the
     digest of what it had. `failing_update`: an update raises and leaves it unusable. `corrupt_logprobs` is
-    added to every log-probability after the first update.
+    added to every log-probability after the first update. `garbage`: what is wrong with the groups it
+    returns, one of the keys of `SPOILERS`, and with how many of them (`num_garbage`).
     """
 
     failing_rows: set[int] = field(default_factory=set)
@@ -42,6 +44,8 @@ class Faults:
     skips_update: bool = False
     failing_update: bool = False
     corrupt_logprobs: float = 0.0
+    garbage: str | None = None
+    num_garbage: int = 1 << 30
 
 
 def hashed_answer(query: DrivingQuery, index: int, version: WeightVersion) -> str:
@@ -98,16 +102,32 @@ class FakeEngine:
         )
         self.groups_drawn += 1
         self.tokens_generated += sum(len(completion.token_ids) for completion in completions)
-        return RolloutGroup(
+        group = RolloutGroup(
             ticket=ticket,
             query=query,
             prompt_token_ids=tuple(f"{query.navigation} {query.speed_mps}".encode()),
             completions=completions,
             engine_id=self.engine_id,
         )
+        if self.faults.garbage is None or self.groups_drawn > self.faults.num_garbage:
+            return group
+        return SPOILERS[self.faults.garbage](group)
+
+    async def health(self) -> int:
+        """Tokens made up so far. Raises as `RolloutEngine.health`."""
+        self._raise_failure()
+        return self.tokens_generated
+
+    async def update_and_draw(
+        self, weights: WeightsFile, queries: Sequence[DrivingQuery], sampling: Sampling
+    ) -> tuple[UpdateReceipt, list[RolloutGroup]]:
+        """Take the weights in a file and draw canaries. Raises as `RolloutEngine.update_and_draw`."""
+        received = await self.update_weights(weights)
+        groups = [await self.generate(CANARY_TICKET, query, sampling) for query in queries]
+        return UpdateReceipt(sha256=received, paused_s=0.0), groups
 
     async def update_weights(self, weights: WeightsFile) -> str:
-        """Take the weights in a file; returns their digest. Raises as `RolloutEngine.update_weights`."""
+        """Take the weights in a file; returns their digest."""
         self._raise_failure()
         self._running.clear()
         await asyncio.sleep(0)
@@ -179,6 +199,38 @@ class FakeEngine:
             finish_reason="stop" if token_ids == whole else "length",
             weight_versions=tuple(spans),
         )
+
+
+def _with_completion(group: RolloutGroup, **changes: Any) -> RolloutGroup:
+    """The group with its first completion changed."""
+    first, *others = group.completions
+    return replace(group, completions=(replace(first, **changes), *others))
+
+
+def _with_version(group: RolloutGroup, change: int) -> RolloutGroup:
+    """The group with all tokens said to be of an older or newer version."""
+    span = group.completions[0].weight_versions[0]
+    version = WeightVersion(span.version.attempt, span.version.step + change)
+    whole = VersionSpan(version=version, start=0, end=len(group.completions[0].token_ids))
+    return _with_completion(group, weight_versions=(whole,))
+
+
+SPOILERS: dict[str, Callable[[RolloutGroup], RolloutGroup]] = {
+    "ticket": lambda group: replace(group, ticket=group.ticket + 1),
+    "query": lambda group: replace(group, query=replace(group.query, query_id="another")),
+    "count": lambda group: replace(group, completions=group.completions[1:]),
+    "length": lambda group: _with_completion(
+        group, rollout_logprobs=group.completions[0].rollout_logprobs[1:]
+    ),
+    "empty": lambda group: _with_completion(group, token_ids=(), rollout_logprobs=()),
+    "nan": lambda group: _with_completion(
+        group, rollout_logprobs=(math.nan, *group.completions[0].rollout_logprobs[1:])
+    ),
+    "future": lambda group: _with_version(group, 1),
+    "past": lambda group: _with_version(group, -1),
+    "no_version": lambda group: _with_completion(group, weight_versions=()),
+}
+"""Ways in which a group can be garbage."""
 
 
 def _noise(query_id: str, index: int, version: WeightVersion) -> bytes:

@@ -1,10 +1,12 @@
-"""What an engine is started with and what a request asks for: plain values that pickle."""
+"""What an engine is started with, what it is asked for, what it tells: plain values that pickle."""
 
 from dataclasses import dataclass, field
 
 from alphadrive.config import Config
 from alphadrive.types import WeightVersion
 
+CANARY_TICKET = -2
+"""The ticket of the groups that prove an engine's weights."""
 _FIRST_VERSION = WeightVersion(0, 0)
 
 
@@ -54,6 +56,15 @@ class Sampling:
             raise ValueError(
                 f"num_samples={self.num_samples} at temperature 0: greedy completions are all the same; use 1"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateReceipt:
+    """What an engine tells of a weight update: the digest of the tensors it received, and how long it was
+    paused for it."""
+
+    sha256: str
+    paused_s: float
 
 
 def engine_settings(

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from alphadrive.config import RewardConfig
-from alphadrive.errors import RewardError
+from alphadrive.errors import EngineDiedError, RewardError
 from alphadrive.types import DrivingQuery, StepResult, WeightVersion
 from cluster.actors import LearnerActor, RewardActor, RolloutActor
 from rollout.fake import FakeEngine, Faults, write_fake_weights
@@ -20,18 +20,41 @@ def query_of_row(row):
     return DrivingQuery(query_id=f"q{row}", row=row, speed_mps=5.0, navigation="", plans=("KEEP, STRAIGHT",))
 
 
+def run_with(pool, main):
+    """Start a pool, run `main()`, close the pool."""
+
+    async def whole():
+        try:
+            await pool.start()
+            return await main()
+        finally:
+            await pool.close()
+
+    return asyncio.run(whole())
+
+
 class FakeRolloutActor(RolloutActor):
     """`faults` belong to the engine named `faulty`; its replacement has none. `kills_process_after` groups
-    the process ends as by kill -9."""
+    the process ends as by kill -9. Every engine dies of `poison_rows`; `unstartable` ones do not start."""
 
     def __init__(
-        self, faulty="engine-0", delay_s=0.0, kills_process_after=None, update_hangs=False, **faults
+        self,
+        faulty="engine-0",
+        delay_s=0.0,
+        kills_process_after=None,
+        update=None,
+        poison_rows=(),
+        unstartable=(),
+        **faults,
     ):
         self.faulty, self.delay_s, self.faults = faulty, delay_s, faults
-        self.kills_process_after, self.update_hangs = kills_process_after, update_hangs
+        self.kills_process_after, self.update = kills_process_after, update
+        self.poison_rows, self.unstartable = poison_rows, unstartable
         self.is_faulty = False
 
     async def start(self, settings, engine_id):
+        if engine_id in self.unstartable:
+            raise EngineDiedError(f"{engine_id}: injected")
         self._loop = asyncio.get_running_loop()
         self.is_faulty = engine_id == self.faulty
         faults = Faults(**self.faults) if self.is_faulty else None
@@ -43,12 +66,16 @@ class FakeRolloutActor(RolloutActor):
         limit = self.kills_process_after
         if self.is_faulty and limit is not None and self._engine.groups_drawn > limit:
             os._exit(137)
+        if query.row in self.poison_rows:
+            os._exit(137)
         return given
 
-    async def update_weights(self, weights):
-        if self.is_faulty and self.update_hangs:
+    async def update_weights(self, weights, queries, sampling):
+        if self.is_faulty and self.update == "hangs":
             await asyncio.sleep(3600)
-        return await super().update_weights(weights)
+        if self.is_faulty and self.update == "dies":
+            os._exit(137)
+        return await super().update_weights(weights, queries, sampling)
 
     async def updates_taken(self):
         return self._engine.updates_taken
@@ -100,11 +127,13 @@ class FakeLearnerActor(LearnerActor):
 
 class MoodyRewardActor(RewardActor):
     """Row 1 raises always, row 2 hangs always, row 3 hangs in the first worker only, row 4 kills its
-    process once."""
+    process once, row 5 always, row 6 takes its time. A worker in `unstartable` does not come up."""
 
-    def __init__(self, folder, worker_id):
+    def __init__(self, folder, worker_id, unstartable=()):
         super().__init__(RewardConfig(variant="paper"), 0, folder, worker_id, folder)
         self.worker_id = worker_id
+        if worker_id in unstartable:
+            os._exit(137)
 
     def score(self, group):
         row = group.query.row
@@ -112,6 +141,8 @@ class MoodyRewardActor(RewardActor):
             raise RewardError("no finite number")
         if row == 2 or (row == 3 and self.worker_id == "w0"):
             time.sleep(3600)
-        if row == 4 and self.worker_id == "w0":
+        if row == 5 or (row == 4 and self.worker_id == "w0"):
             os._exit(137)
+        if row == 6:
+            time.sleep(1.0)
         return super().score(group)

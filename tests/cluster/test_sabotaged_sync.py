@@ -13,6 +13,7 @@ from alphadrive.errors import WeightSyncError
 from alphadrive.model_folder import resolve_model
 from alphadrive.types import RewardBreakdown, ScoredGroup, WeightVersion
 from cluster.actors import CONTROL, RolloutActor
+from rollout.settings import UpdateReceipt
 
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.e2e]
@@ -29,13 +30,14 @@ class SabotagedActor(RolloutActor):
         self.mode = mode
 
     @ray.method(concurrency_group=CONTROL)
-    async def update_weights(self, weights):
+    async def update_weights(self, weights, queries, sampling):
         from safetensors.numpy import load_file, save_file
 
-        if self.mode == "skip":
-            return self.held
-        if self.mode == "lie":
-            return weights.sha256
+        if self.mode in ("skip", "lie"):
+            claimed = self.held if self.mode == "skip" else weights.sha256
+            draw = self._engine.generate
+            groups = [await self._in_engine_loop(draw(-2, query, sampling)) for query in queries]
+            return UpdateReceipt(sha256=claimed, paused_s=0.0), *groups
         if self.mode == "wrong_file":
             tensors = load_file(weights.path)
             name = sorted(tensors)[0]
@@ -44,8 +46,10 @@ class SabotagedActor(RolloutActor):
             wrong = f"{weights.path}.wrong"
             save_file(tensors, wrong)
             weights = dataclasses.replace(weights, path=wrong)
-        self.held = await self._in_engine_loop(self._engine.update_weights(weights))
-        return self.held
+        update = self._engine.update_and_draw(weights, queries, sampling)
+        receipt, groups = await self._in_engine_loop(update)
+        self.held = receipt.sha256
+        return receipt, *groups
 
 
 def test_every_sabotage_is_caught_at_the_sync_it_happens_in(tmp_path):

@@ -1,6 +1,8 @@
 """Weight sync and its proof on a real Ray, with a fake learner and fake engines that agree with it or not."""
 
 import asyncio
+import os
+import signal
 
 import pytest
 
@@ -12,7 +14,7 @@ pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
 
 
-def run_synchronised(tmp_path, monkeypatch, main, num_ranks=1, **pool_options):
+def run_synchronised(tmp_path, monkeypatch, main, num_ranks=1, update_mode="keep", **pool_options):
     """Start two engines and a learner, calibrate, publish version 0, run `main(pool, learner, sync)`."""
     import fake_actors
     from test_pools import make_pool
@@ -48,11 +50,11 @@ def run_synchronised(tmp_path, monkeypatch, main, num_ranks=1, **pool_options):
             timeout_s=2.0,
             folder=tmp_path,
             prefix="weights",
+            update_mode=update_mode,
         )
         try:
             await sync.calibrate()
             await sync.publish(learner.version)
-            pool.catch_up = sync.catch_up
             await main(pool, learner, sync)
         finally:
             learner.kill()
@@ -99,21 +101,85 @@ def test_an_update_that_fails_stops_the_run(small_ray, tmp_path, monkeypatch):
         run_synchronised(tmp_path, monkeypatch, main, options={"failing_update": True})
 
 
-def test_an_engine_that_does_not_answer_is_fenced_and_comes_back_with_the_current_weights(
+@pytest.mark.parametrize("fault", ["hangs", "dies"])
+def test_an_engine_that_hangs_or_dies_in_an_update_never_serves_and_its_successor_catches_up(
+    small_ray, tmp_path, monkeypatch, fault
+):
+    from test_pools import draw, states, until
+
+    async def main(pool, learner, sync):
+        assert states(pool)["engine-0"] == "DEAD"
+        await learner.step([])
+        await sync.publish(learner.version)
+        assert (await draw(pool, 0)).completions[0].oldest_version == WeightVersion(0, 1)
+        await until(lambda: states(pool).get("engine-0.1") == "SERVING")
+        (replaced,) = [engine for engine in pool.engines if engine.id == "engine-0.1"]
+        assert (await replaced.actor.updates_taken.remote())[-1] == learner.version
+        assert replaced.version == learner.version
+
+    run_synchronised(tmp_path, monkeypatch, main, options={"update": fault})
+
+
+def test_an_engine_is_opened_while_another_still_hangs_in_its_update(small_ray, tmp_path, monkeypatch):
+    from test_pools import draw, states, until
+
+    async def main(pool, learner, sync):
+        await until(lambda: states(pool).get("engine-0.1") == "SERVING")
+        stopped, other = pool.engines[::-1] if pool.engines[0].id == "engine-1" else pool.engines
+        os.kill(stopped.pid, signal.SIGSTOP)
+        await learner.step([])
+        publishing = asyncio.create_task(sync.publish(learner.version))
+        await asyncio.sleep(0)
+        group = await draw(pool, 0)
+        assert group.engine_id == other.id and not publishing.done()
+        assert group.completions[0].oldest_version == learner.version
+        await publishing
+        assert states(pool)[stopped.id] == "DEAD"
+
+    run_synchronised(tmp_path, monkeypatch, main, options={"update": "dies"})
+
+
+def test_groups_under_way_change_versions_in_mode_keep_and_end_first_in_mode_wait(
     small_ray, tmp_path, monkeypatch
 ):
     from test_pools import draw
 
-    async def main(pool, learner, sync):
+    async def drawn_meanwhile(pool, learner, sync):
+        drawing = asyncio.create_task(draw(pool, 0))
+        await asyncio.sleep(0.1)
         await learner.step([])
         await sync.publish(learner.version)
-        assert (await draw(pool, 0)).completions[0].oldest_version == WeightVersion(0, 1)
-        while len([engine for engine in pool.engines if engine.state == "serving"]) < 2:
-            await asyncio.sleep(0.1)
-        (replaced,) = [engine for engine in pool.engines if engine.engine_id == "engine-0.1"]
-        assert (await replaced.actor.updates_taken.remote())[-1] == learner.version
+        group = await drawing
+        return {span.version.step for one in group.completions for span in one.weight_versions}
 
-    run_synchronised(tmp_path, monkeypatch, main, options={"update_hangs": True})
+    async def keep(pool, learner, sync):
+        assert await drawn_meanwhile(pool, learner, sync) == {0, 1}
+
+    async def wait(pool, learner, sync):
+        assert await drawn_meanwhile(pool, learner, sync) == {0}
+
+    run_synchronised(tmp_path, monkeypatch, keep, delay_s=0.4)
+    run_synchronised(tmp_path, monkeypatch, wait, delay_s=0.4, update_mode="wait")
+
+
+def test_a_publish_that_is_cut_off_leaves_no_engine_serving_and_the_next_one_opens_them_all(
+    small_ray, tmp_path, monkeypatch
+):
+    from test_pools import states
+
+    async def main(pool, learner, sync):
+        await learner.step([])
+        publishing = asyncio.create_task(sync.publish(learner.version))
+        await asyncio.sleep(0.02)
+        publishing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await publishing
+        assert set(states(pool).values()) == {"STALE"}
+        await sync.publish(learner.version)
+        assert set(states(pool).values()) == {"SERVING"}
+        assert pool.num_lost == 0
+
+    run_synchronised(tmp_path, monkeypatch, main, delay_s=0.2)
 
 
 def test_groups_are_dealt_out_to_the_ranks(small_ray, tmp_path, monkeypatch):

@@ -83,6 +83,50 @@ def test_an_update_in_mid_draw_switches_weights_between_two_tokens(
         assert completion.weight_versions[-1].end == len(completion.token_ids)
 
 
+def test_the_groups_that_prove_an_update_are_drawn_before_those_that_fill_the_engine(
+    engine: RolloutEngine, tiny_model: Path, noise_dataset: Path, tmp_path: Path, runner: asyncio.Runner
+) -> None:
+    """More sequences than the engine decodes at once: in turn, a canary would wait until one has ended."""
+    step = engine.version.step + 1
+    new = changed_model(tiny_model, tmp_path / "new", WeightVersion(0, step), add_noise(1e-3))
+    dataset = DrivingDataset(noise_dataset)
+    short = Sampling(num_samples=2, max_new_tokens=4, seed=9)
+
+    async def run() -> int:
+        before = engine.tokens_generated
+        drawing = [
+            asyncio.create_task(engine.generate(row, dataset.query(row % 8), LONG)) for row in range(12)
+        ]
+        while engine.tokens_generated < before + 200:
+            await asyncio.sleep(0.01)
+        receipt, canaries = await engine.update_and_draw(new.weights, [dataset.query(0)], short)
+        assert receipt.sha256 == new.weights.sha256
+        assert {one.oldest_version.step for one in canaries[0].completions} == {step}
+        states = engine._llm.output_processor.request_states.values()
+        drawn = [state.detokenizer.num_output_tokens() for state in states]
+        await asyncio.gather(*drawing)
+        return sum(tokens == 0 for tokens in drawn)
+
+    assert runner.run(run()) >= 12 * 4 - 32
+
+
+def test_tokens_are_counted_as_they_come(
+    engine: RolloutEngine, noise_dataset: Path, runner: asyncio.Runner
+) -> None:
+    query = DrivingDataset(noise_dataset).query(0)
+
+    async def run() -> None:
+        before = await engine.health()
+        drawing = asyncio.create_task(engine.generate(0, query, LONG))
+        await until_drawing(engine, 5)
+        assert not drawing.done() and await engine.health() >= before + 20
+        group = await drawing
+        drawn = sum(len(one.token_ids) for one in group.completions)
+        assert await engine.health() == before + drawn
+
+    runner.run(run())
+
+
 def test_vision_features_and_output_head_are_new_after_an_update(
     engine: RolloutEngine, tiny_model: Path, noise_dataset: Path, tmp_path: Path, runner: asyncio.Runner
 ) -> None:
@@ -190,6 +234,8 @@ def test_a_failed_update_raises_everywhere_and_the_engine_serves_nothing_more(
             await engine.generate(1, query, LONG)
         with pytest.raises(WeightSyncError):
             await engine.update_weights(new.weights)
+        with pytest.raises(WeightSyncError):
+            await engine.health()
         assert engine.version != new.weights.version
 
     runner.run(run())
@@ -245,6 +291,8 @@ def test_a_dead_engine_process_is_an_error_with_a_name(
                 await asyncio.wait_for(drawing, 60)
             with pytest.raises(EngineDiedError):
                 await engine.generate(1, query, LONG)
+            with pytest.raises(EngineDiedError):
+                await engine.health()
         finally:
             await engine.close()
 

@@ -1,0 +1,94 @@
+"""The driver's handle on one engine: where it is in its life, and what it has under way.
+
+    STARTING ──▶ STALE ◀──────▶ SERVING ──▶ DRAINING ──▶ DEAD     (DEAD also from everywhere else)
+                   ▲  proved / sync begins       │
+                   └───── wanted again ──────────┘
+
+A restarted engine gets a new handle.
+"""
+
+import asyncio
+from typing import Any
+
+from alphadrive.types import WeightVersion
+from cluster.watchdog import ProgressWatch
+from cluster.workers import WorkerState
+
+_NEXT = {
+    WorkerState.STARTING: {WorkerState.STALE, WorkerState.DEAD},
+    WorkerState.STALE: {WorkerState.SERVING, WorkerState.DRAINING, WorkerState.DEAD},
+    WorkerState.SERVING: {WorkerState.STALE, WorkerState.DRAINING, WorkerState.DEAD},
+    WorkerState.DRAINING: {WorkerState.STALE, WorkerState.DEAD},
+    WorkerState.DEAD: set(),
+}
+
+
+class Engine:
+    """One engine actor, as the driver knows it."""
+
+    kind = "rollout"
+
+    def __init__(self, index: int, engine_id: str, actor: Any, watch: ProgressWatch) -> None:
+        self.index = index
+        self.id = engine_id
+        self.actor = actor
+        self.watch = watch
+        self.pid: int | None = None
+        self.node: str | None = None
+        self.is_waiting_for_room = False
+        self.version: WeightVersion | None = None
+        """Of the weights it has proved last."""
+        self.draws: set[asyncio.Task[Any]] = set()
+        """Groups it draws now; given up when it dies, for a process that hangs answers nobody."""
+        self.groups_done = 0
+        self.last_done_s: float | None = None
+        self.garbage_in_a_row = 0
+        self.reserved_for: object = None
+        """The only group that may be drawn on it, where there is such a one."""
+        self.settled = asyncio.Event()
+        """Not set while what it draws waits for the proof of its weights."""
+        self.settled.set()
+        self.is_catching_up = False
+        self.is_updating = False
+        """In the middle of an update: no token is expected of it."""
+        self.was_fenced = False
+        self.was_alone = False
+        """Whether it had one group under way when it was fenced."""
+        self.blames_groups = True
+        """Whether what it drew when it was fenced may be the reason."""
+        self._state = WorkerState.STARTING
+
+    @property
+    def state(self) -> WorkerState:
+        """Where it is in its life."""
+        return self._state
+
+    @property
+    def num_under_way(self) -> int:
+        """Groups it draws now."""
+        return len(self.draws)
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it is gone for good."""
+        return self._state is WorkerState.DEAD
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it serves, or will as soon as its weights are proved."""
+        return self._state in (WorkerState.STALE, WorkerState.SERVING)
+
+    @property
+    def weight_version(self) -> str | None:
+        """The weights it has proved last, for people."""
+        return None if self.version is None else str(self.version)
+
+    def enter(self, state: WorkerState) -> None:
+        """Go on to another state. Raises ValueError where there is no way to it."""
+        if state not in _NEXT[self._state]:
+            raise ValueError(f"{self.id}: there is no way from {self._state} to {state}")
+        self._state = state
+        if state is WorkerState.DEAD:
+            self.settled.set()
+            for draw in self.draws:
+                draw.cancel()
