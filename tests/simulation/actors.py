@@ -13,9 +13,10 @@ import inspect
 import random
 from collections.abc import Callable, Generator
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
-from ray.exceptions import ActorDiedError, RayTaskError, TaskCancelledError
+from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError, TaskCancelledError
 
 REQUEST_S = (0.0002, 0.002)
 DEATH_NOTICE_S = (0.05, 2.0)
@@ -53,6 +54,10 @@ class Ref:
         self._value: Any = None
         self._error: Exception | None = None
         self._waiters: list[asyncio.Future[None]] = []
+
+    def lose(self) -> None:
+        """The value is gone with the node that held it."""
+        self._error = ObjectLostError("0" * 56, None, "")
 
     def resolve(self, value: Any = None, error: Exception | None = None) -> None:
         """Give the value or the error; only the first time counts."""
@@ -109,9 +114,10 @@ class Call:
 class ActorProcess(Process):
     """An actor's process. `is_ordered`: one call at a time, in order; otherwise all at once."""
 
-    def __init__(self, system: "ActorSystem", name: str, is_ordered: bool) -> None:
+    def __init__(self, system: "ActorSystem", name: str, is_ordered: bool, node: str) -> None:
         super().__init__(name)
         self.system = system
+        self.node = node
         self.chance = system.chance
         self._turn = asyncio.Lock() if is_ordered else None
         self._running: dict[Call, None] = {}
@@ -186,7 +192,12 @@ class ActorProcess(Process):
 
     async def _run(self, call: Call) -> None:
         await self._thawed.wait()
-        args = [await arg if isinstance(arg, Ref) else arg for arg in call.args]
+        try:
+            args = [await arg if isinstance(arg, Ref) else arg for arg in call.args]
+        except ObjectLostError as error:
+            self._running.pop(call, None)
+            call.fail(TaskError(error))
+            return
         fault = self._fault_of(call.method, tuple(args))
         method = getattr(self.implementation, call.method)
         try:
@@ -210,6 +221,8 @@ class ActorProcess(Process):
         else:
             for ref, part in zip(call.refs, reply, strict=True):
                 ref.resolve(part)
+                if ref is not call.refs[0]:
+                    self.system.hold(self.node, ref)
 
     def _notice(self, calls: list[Call]) -> None:
         def tell() -> None:
@@ -261,6 +274,9 @@ class ActorSystem:
     ) -> None:
         self.chance, self.driver, self.say = chance, driver, say
         self.processes: list[ActorProcess] = []
+        self.draining_ms: dict[str, float] = {}
+        """Nodes that go away, and when."""
+        self._values: list[tuple[str, Ref]] = []
         self._make, self._on_submit, self._fault_at = make, on_submit, fault_at
 
     def spawn(self, actor_class: type, args: tuple[Any, ...]) -> Handle:
@@ -278,6 +294,19 @@ class ActorSystem:
             return
         self._on_submit(process, call)
         process.receive(call)
+
+    def lose_node(self, node: str) -> None:
+        """All that runs on a node dies, and the large values that it holds are gone."""
+        for process in self.processes:
+            if process.node == node:
+                process.die(f"{node} is gone")
+        for home, ref in self._values:
+            if home == node:
+                ref.lose()
+
+    def hold(self, node: str, ref: Ref) -> None:
+        """A large value lies on a node."""
+        self._values.append((node, ref))
 
     def kill(self, handle: Handle) -> None:
         """`ray.kill`: at once, or after a while in which late replies may still come."""
@@ -324,6 +353,12 @@ class SimulatedRay:
 
     def kill(self, actor: Handle, no_restart: bool = True) -> None:
         self._system.kill(actor)
+
+    @property
+    def _private(self) -> Any:
+        """`ray._private.state.state.get_draining_nodes()`: deadlines in ms of Unix time."""
+        state = SimpleNamespace(get_draining_nodes=lambda: dict(self._system.draining_ms))
+        return SimpleNamespace(state=SimpleNamespace(state=state))
 
     def cancel(self, ref: Ref) -> None:
         if ref.call is not None and ref.call.process is not None:

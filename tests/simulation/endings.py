@@ -12,6 +12,7 @@ from alphadrive.errors import (
     RolloutError,
     WeightSyncError,
 )
+from cluster.remote import ObjectGoneError
 from simulation.faults import Faults
 from simulation.settings import AMPLE, Setting
 
@@ -26,15 +27,15 @@ RANK_DIES = ("learner rank dies", "learner rank dies after its step", "idle lear
 
 def is_justified(error: BaseException, faults: Faults, config: Config, setting: Setting) -> bool:
     """Whether the faults that struck in this life explain that the run ended with this error."""
-    if is_gap(error, faults):
+    if is_known(error, faults):
         return True
     if isinstance(error, NonFiniteError):
         return faults.struck["step is not finite"] >= 3
     if isinstance(error, LearnerError):
-        return faults.any_of(*RANK_DIES) or (faults.any_of("disk is full") and "OSError" in str(error))
+        is_disk = faults.any_of("disk is full") and "OSError" in str(error)
+        return faults.any_of(*RANK_DIES) or is_disk
     if isinstance(error, EngineDiedError):
-        is_starting = "did not start" in str(error) and bool(faults.struck)
-        return is_starting or (config.rollout.max_restarts < AMPLE and bool(faults.struck))
+        return config.rollout.max_restarts < AMPLE and bool(faults.struck)
     if isinstance(error, RolloutError):
         return str(error).startswith("evaluation of") and bool(faults.struck)
     if isinstance(error, WeightSyncError):
@@ -49,11 +50,13 @@ def is_justified(error: BaseException, faults: Faults, config: Config, setting: 
     return False
 
 
-def is_gap(error: BaseException, faults: Faults) -> bool:
-    """TEMPORARY: errors of the code as it was before pools and learner supervise themselves."""
-    name = type(error).__name__
-    return (
-        (name == "ActorGoneError" and bool(faults.struck))
-        or (name == "TimeoutError" and bool(faults.struck))
-        or (name == "RolloutError" and "always fails" in str(error))
-    )
+def is_known(error: BaseException, faults: Faults) -> bool:
+    """Errors that a run should survive and does not yet; docs/parts-sim.md lists them."""
+    is_node = faults.any_of("node is lost", "node is drained")
+    is_odd = isinstance(error, ValueError) and faults.any_of("engine raises something odd")
+    return is_odd or (isinstance(error, ObjectGoneError) and is_node)
+
+
+def may_wedge(faults: Faults) -> bool:
+    """Whether it is known that the run stands still: the learner is lost while nobody calls it."""
+    return faults.any_of(*RANK_DIES)

@@ -8,6 +8,7 @@
     I4  only a committed, undamaged checkpoint is loaded, the newest there is; learner and ledger agree in it
     I5  rewards are what the reward function gives; a query that failed has no reward
     I6  slots are never exceeded, tickets are trained in order, nothing is trained twice
+    I7  no group goes to a node that leaves, nothing waits for ever
 
 `simulation.watching` calls it from the shipped classes, `simulation.parts` from the fakes.
 """
@@ -26,6 +27,10 @@ from cluster.row_order import RowOrder
 from simulation.actors import ActorProcess, Call
 from simulation.parts import Gang, drawn_by, rewards_of
 
+WEDGE_S = 1500.0
+"""Longer than any single wait that the configuration or the code allows."""
+TOLD = ("start", "generate", "update_weights", "step", "save", "load", "export_weights", "logprob_differences")
+"""Calls that the trace shows."""
 Draw = tuple[int, int]
 """Epoch, and number of the draw in it."""
 
@@ -98,6 +103,7 @@ class Oracle:
         """The driver starts (again); nothing in memory is left."""
         self.buffer: Any = None
         self.ledger: Any = None
+        self.pools: dict[str, Any] = {}
         self.processes: dict[str, ActorProcess] = {}
         self.loaded: Saved | None = None
         self.published: WeightVersion | None = None
@@ -110,6 +116,10 @@ class Oracle:
         self._proved: defaultdict[str, set[str]] = defaultdict(set)
         self._unproved: set[str] = set()
         self._expected: defaultdict[str, list[int]] = defaultdict(list)
+        self._leaving: set[str] = set()
+        self._progress_s: float | None = None
+        self.is_wedged = False
+        """Whether nothing was done for a long time."""
 
     def violation(self, text: str) -> None:
         """Something did not hold."""
@@ -147,9 +157,11 @@ class Oracle:
         newest = max([*self.history.trained, *self.history.without_update, *self._open, -1])
         self.check(ticket > newest, f"I6 ticket {ticket} was given after {newest}")
         self._open[ticket] = draw
+        self._say(f"ticket {ticket} is draw {draw}")
 
     def settled(self, ticket: int, outcome: Outcome) -> None:
         """The ledger entered how a query ended."""
+        self._progress_s = None
         self.check(ticket in self._open, f"I1 ticket {ticket} ends ({outcome}) and is not open")
         draw = self._open.pop(ticket, (-1, -1))
         self.check(
@@ -157,6 +169,7 @@ class Oracle:
             f"I1 draw {draw} ends twice: {self.history.ended.get(draw)}, {outcome}",
         )
         self.history.ended[draw] = outcome
+        self._say(f"ticket {ticket}, draw {draw}, ends: {outcome}")
         group = self._accepted.get(ticket)
         rewards = rewards_of(group, self._flat_share) if group is not None else [0.0]
         if outcome in (Outcome.TRAINED, Outcome.NON_FINITE) and len(set(rewards)) > 1:
@@ -182,6 +195,9 @@ class Oracle:
     def submitted(self, process: ActorProcess, call: Call) -> None:
         """The driver calls an actor."""
         self.processes[process.name] = process
+        if call.method in TOLD:
+            what = call.args[0] if call.method == "generate" else ""
+            self._say(f"driver: {call.method} {what} -> {process.name}")
         if call.method == "start" and process.name.startswith("engine"):
             self._unproved.add(process.name)
         elif call.method == "update_weights":
@@ -203,10 +219,16 @@ class Oracle:
 
     def publish_ended(self, version: WeightVersion) -> None:
         """All engines in service hold a version."""
+        self._progress_s = None
         self.published = version
+
+    def node_leaves(self, node: str) -> None:
+        """The pool was told to empty a node."""
+        self._leaving.add(node)
 
     def _may_serve(self, process: ActorProcess, what: str) -> None:
         name = process.name
+        self.check(process.node not in self._leaving, f"I7 {what} goes to {name} on {process.node}, which leaves")
         self.check(process.was_killed_s is None, f"I2 {what} goes to {name}, which is fenced")
         self.check(name not in self._unproved, f"I2 {what} goes to {name}, which has not proved its weights")
         if self.published is not None:
@@ -220,6 +242,7 @@ class Oracle:
         process = self.processes[name]
         self._asked[group.ticket]["score"] += 1
         self._accepted[group.ticket] = group
+        self._say(f"ticket {group.ticket} is accepted from {name}")
         self.check(group.ticket in self._open, f"I1 ticket {group.ticket} is scored and is not open")
         unproved = [held for held in weights if held not in self._proved[name]]
         self.check(not unproved, f"I2 ticket {group.ticket}: {name} had not proved {unproved}")
@@ -256,6 +279,7 @@ class Oracle:
 
     def stepped(self, version: WeightVersion, weights: str, tickets: tuple[int, ...], is_finite: bool) -> None:
         """The learner made a step."""
+        self._progress_s = None
         self._say(f"learner: step {version} on {tickets}{'' if is_finite else ', not finite'}")
         if is_finite:
             self.history.trained += tickets
@@ -291,6 +315,7 @@ class Oracle:
 
     def scored(self, header: GroupHeader) -> None:
         """The driver took a header."""
+        self._progress_s = None
         group = self._accepted.get(header.ticket)
         self.check(group is not None, f"I5 ticket {header.ticket} has a reward and was never scored")
         if group is None:
@@ -322,6 +347,7 @@ class Oracle:
 
     def committed(self) -> None:
         """The commit returned."""
+        self._progress_s = None
         saved = self.saved[self._last_saved]
         saved.was_committed = True
         earlier = [other for other in self.kept if other.step < saved.step]
@@ -358,8 +384,12 @@ class Oracle:
 
     # Always.
 
-    def after_turn(self) -> None:
+    def after_turn(self, now_s: float) -> None:
         """Whenever everything that was ready has run."""
+        if self._progress_s is None:
+            self._progress_s = now_s
+        elif now_s - self._progress_s > WEDGE_S:
+            self.is_wedged = True
         if self.buffer is not None and self.buffer.num_held > self._num_slots:
             self.violation(f"I6 {self.buffer.num_held} slots are held of {self._num_slots}")
         if len(self._open) > self._num_slots:

@@ -9,11 +9,12 @@ import asyncio
 import hashlib
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alphadrive.errors import RewardError, RolloutError, WeightSyncError
+from alphadrive.errors import EngineDiedError, RewardError, RolloutError, WeightSyncError
 from alphadrive.types import (
     Completion,
     DrivingQuery,
@@ -27,6 +28,7 @@ from alphadrive.types import (
     WeightVersion,
 )
 from cluster.headers import GroupReceipt, header_of, receipt_of
+from rollout.settings import CANARY_TICKET, UpdateReceipt
 from simulation.actors import ActorProcess
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ BASE = "base"
 NUM_TOKENS = 4
 SMALL_DIFFERENCE, LARGE_DIFFERENCE = 5e-6, 0.3
 SLOWNESS = 40.0
+IN_CANARY = ("engine dies in its canary", "engine hangs in its canary")
 
 
 class SimulatedEngine:
@@ -47,6 +50,7 @@ class SimulatedEngine:
         self._version = WeightVersion(-1, -1)
         self._engine_id = ""
         self._slowness = 1.0
+        self._is_core_dead = False
         self._tokens = 0
         self._running = asyncio.Event()
         self._running.set()
@@ -56,6 +60,11 @@ class SimulatedEngine:
     def weights(self) -> str:
         """What the engine computes with."""
         return self._computes
+
+    async def where(self, fault: str | None) -> tuple[int, str]:
+        if fault == "no room for a worker":
+            await self._sleep(self._uniform(5.0, 100.0))
+        return 1, self._process.node
 
     async def start(self, fault: str | None, settings: Any, engine_id: str) -> int:
         await self._sleep(self._uniform(0.5, 8.0))
@@ -71,6 +80,7 @@ class SimulatedEngine:
     async def generate(
         self, fault: str | None, ticket: int, query: DrivingQuery, sampling: Any
     ) -> tuple[GroupReceipt, RolloutGroup]:
+        self._raise_if_dead()
         seconds = self._uniform(0.02, 0.2) if ticket < 0 else self._uniform(0.2, 4.0)
         drawn = [(self._version, self._computes)]
         await self._draw(seconds / 2)
@@ -78,12 +88,8 @@ class SimulatedEngine:
         drawn.append((self._version, self._computes))
         await self._draw(seconds / 2)
         group = self._group(ticket, query, sampling.num_samples, drawn)
-        if fault == "engine answers with another ticket":
-            group = replace(group, ticket=ticket + 1000)
-        if fault == "engine answers another query":
-            group = replace(group, query=self._world.query((query.row + 1) % self._world.num_rows))
-        if fault == "engine answers with a short group":
-            group = replace(group, completions=group.completions[:1])
+        self._raise_if_dead()
+        group = self._spoilt(fault, group)
         return receipt_of(group), group
 
     async def answer(self, fault: str | None, query: DrivingQuery, sampling: Any) -> str:
@@ -91,7 +97,10 @@ class SimulatedEngine:
         await self._misbehave(fault, query)
         return "<think>looked</think><answer>KEEP, STRAIGHT</answer>"
 
-    async def update_weights(self, fault: str | None, weights: WeightsFile) -> str:
+    async def update_weights(
+        self, fault: str | None, weights: WeightsFile, queries: Sequence[DrivingQuery], sampling: Any
+    ) -> tuple[Any, ...]:
+        self._raise_if_dead()
         self._running.clear()
         await self._sleep(self._uniform(0.01, 0.1))
         if fault == "engine dies updating":
@@ -104,15 +113,39 @@ class SimulatedEngine:
             self._take(fault, weights)
         finally:
             self._running.set()
-        return self._held
+        in_canary = fault if fault in IN_CANARY else None
+        drawn = [await self.generate(in_canary, CANARY_TICKET, query, sampling) for query in queries]
+        return UpdateReceipt(sha256=self._held, paused_s=0.05), *(group for _, group in drawn)
 
-    async def tokens_generated(self, fault: str | None) -> int:
+    async def health(self, fault: str | None) -> int:
+        self._raise_if_dead()
         return self._tokens
 
     async def close(self, fault: str | None) -> None:
         await self._sleep(self._uniform(0.0, 0.5))
 
+    def _raise_if_dead(self) -> None:
+        if self._is_core_dead:
+            raise EngineDiedError("EngineCore is gone")
+
+    def _spoilt(self, fault: str | None, group: RolloutGroup) -> RolloutGroup:
+        if fault == "engine answers with another ticket":
+            return replace(group, ticket=group.ticket + 1000)
+        if fault == "engine answers another query":
+            return replace(group, query=self._world.query((group.query.row + 1) % self._world.num_rows))
+        if fault == "engine answers with a short group":
+            return replace(group, completions=group.completions[:1])
+        if fault == "engine answers of another version":
+            first = group.completions[0]
+            version = WeightVersion(self._version.attempt, self._version.step + 7)
+            span = VersionSpan(version=version, start=0, end=NUM_TOKENS)
+            return replace(group, completions=(replace(first, weight_versions=(span,)),) * len(group.completions))
+        return group
+
     def _take(self, fault: str | None, weights: WeightsFile) -> None:
+        if fault == "engine core dies":
+            self._is_core_dead = True
+            self._raise_if_dead()
         if fault == "engine refuses an update":
             raise WeightSyncError("update refused")
         path = Path(weights.path)
@@ -135,6 +168,9 @@ class SimulatedEngine:
 
     async def _misbehave(self, fault: str | None, query: DrivingQuery) -> None:
         world = self._world
+        if fault == "engine core dies":
+            self._is_core_dead = True
+            self._raise_if_dead()
         if fault in ("engine dies drawing", "engine dies in its canary", "engine dies in an evaluation"):
             await self._process.crash(fault)
         if fault in ("engine hangs drawing", "engine hangs in its canary"):
@@ -202,13 +238,17 @@ class SimulatedReward:
 
     def __init__(self, world: "World", process: ActorProcess) -> None:
         self._world, self._process = world, process
+        self._is_up = False
         self._sleep, self._uniform = process.sleep, process.chance.uniform
 
-    async def ready(self, fault: str | None) -> int:
-        await self._sleep(self._uniform(0.1, 2.0))
+    async def where(self, fault: str | None) -> tuple[int, str]:
+        if fault == "no room for a worker":
+            await self._sleep(self._uniform(5.0, 100.0))
+        await self._sleep(0.0 if self._is_up else self._uniform(0.1, 2.0))
+        self._is_up = True
         if fault == "reward worker dies starting":
             await self._process.crash(fault)
-        return 1
+        return 1, self._process.node
 
     async def score(self, fault: str | None, group: RolloutGroup) -> tuple[GroupHeader, ScoredGroup]:
         world, row = self._world, group.query.row

@@ -45,8 +45,6 @@ def setting_of(chance: random.Random) -> Setting:
         order = balanced_order(plans, config.seed)
     canaries = {0, num_rows // 2}
     bad = chance.sample([row for row in range(num_rows) if row not in canaries], 4)
-    if config.rollout.max_restarts < AMPLE:
-        bad[0] = num_rows  # every engine that draws a poison query is a restart
     bad_rows = [frozenset({row} if chance.random() < 0.1 else ()) for row in bad]
     return Setting(
         config,
@@ -72,6 +70,8 @@ def _config(chance: random.Random) -> Config:
     grpo.kl_coef = chance.choice([0.0, 0.0, 0.1])
     rollout.num_workers = chance.randint(1, 4)
     rollout.request_timeout_s, rollout.sync_timeout_s = 60.0, 10.0
+    rollout.hang_timeout_s = 20.0
+    rollout.update_mode = chance.choice(["keep", "keep", "wait"])
     rollout.canary_rows = chance.choice([1, 2])
     rollout.max_restarts = chance.choice([AMPLE, AMPLE, AMPLE, 2])
     config.rewards.num_workers = chance.randint(1, 3)

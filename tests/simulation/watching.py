@@ -11,6 +11,8 @@ from alphadrive.checkpoints import CheckpointStore
 from cluster.buffer import SlotBuffer
 from cluster.queries import QueryLedger
 from cluster.recorder import GrpoRecorder
+from cluster.reward_pool import RewardPool
+from cluster.rollout_pool import RolloutPool
 from cluster.weight_sync import WeightSync
 from simulation.oracle import Oracle
 from simulation.replacing import replaced
@@ -25,6 +27,9 @@ WATCHED = (
     (GrpoRecorder, "scored", "_scored"),
     (CheckpointStore, "commit", "_committed"),
     (WeightSync, "publish", "_published"),
+    (RolloutPool, "__init__", "_pool_made"),
+    (RewardPool, "__init__", "_pool_made"),
+    (RolloutPool, "drain_node", "_node_drained"),
 )
 
 
@@ -106,3 +111,19 @@ def _published(oracle: Oracle, shipped: Any) -> Any:
         oracle.publish_ended(version)
 
     return publish
+
+
+def _pool_made(oracle: Oracle, shipped: Any) -> Any:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        shipped(self, *args, **kwargs)
+        oracle.pools[type(self).__name__] = self
+
+    return __init__
+
+
+def _node_drained(oracle: Oracle, shipped: Any) -> Any:
+    def drain_node(self: RolloutPool, node_id: str, deadline_s: float | None) -> None:
+        oracle.node_leaves(node_id)
+        shipped(self, node_id, deadline_s)
+
+    return drain_node

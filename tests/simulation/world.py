@@ -12,6 +12,7 @@ import json
 import logging
 import random
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,10 +37,10 @@ from cluster.stopping import StopSignals
 from cluster.virtual_time import DeadlockError
 from simulation.actors import CURRENT, ActorProcess, ActorSystem, Call, Process, ProcessKilled, Ref, SimulatedRay
 from simulation.disk import ROOT, Disk, File
-from simulation.endings import is_justified
+from simulation.endings import is_justified, may_wedge
 from simulation.faults import Faults, Kind
 from simulation.loop import LivelockError, OrderedTask, SimulationLoop, clock_of
-from simulation.oracle import Oracle
+from simulation.oracle import WEDGE_S, Oracle
 from simulation.os_calls import routed_to
 from simulation.parts import Gang, SimulatedEngine, SimulatedRank, SimulatedReward
 from simulation.replacing import replaced
@@ -50,6 +51,8 @@ MAX_LIVES = 12
 NUM_LIVES_WITH_FAULTS = 4
 WEIGHTS_FOLDER = Path(ROOT) / "shm"
 DOWN_S = 30.0
+HEAD = "node-0"
+"""The node of the driver and the learner; it is lost with the driver only."""
 SETTLED_S = 60.0
 
 ROLES = {
@@ -114,6 +117,7 @@ class World:
         self._is_power_cut = False
         self._is_over = False
         self._moments_task: asyncio.Task[None] | None = None
+        self._nodes: list[str] = []
         self._gangs: dict[int, Gang] = {}
         self._ports = 0
         self._done: dict[Any, Any] = {}
@@ -189,6 +193,7 @@ class World:
         self.faults = Faults(self.chance, num_faults, self.report.injected, self._kinds)
         self._driver = Process(f"driver {number}")
         self._is_power_cut, self._num_full, self._is_over = False, 0, False
+        self._nodes = [HEAD, "node-1", "node-2"]
         self._loop = SimulationLoop(self._now_s, self._after_turn)
         self._loop.set_exception_handler(self._unseen_error)
         self._system = ActorSystem(
@@ -367,7 +372,8 @@ class World:
     def _make_actor(self, actor_class: type, system: ActorSystem, args: tuple[Any, ...]) -> ActorProcess:
         role, stand_in, is_ordered = ROLES[actor_class.__name__]
         number = sum(process.name.startswith(role) for process in system.processes)
-        process = ActorProcess(system, f"{role}-{self.report.num_lives}-{number}", is_ordered)
+        node = HEAD if role == "learner" else self.chance.choice(self._roomy_nodes())
+        process = ActorProcess(system, f"{role}-{self.report.num_lives}-{number}", is_ordered, node)
 
         def fault_of(method: str, call_args: tuple[Any, ...]) -> str | None:
             is_canary = method == "generate" and call_args[0] < 0
@@ -375,6 +381,9 @@ class World:
 
         process.host(stand_in(self, process), fault_of)
         return process
+
+    def _roomy_nodes(self) -> list[str]:
+        return [node for node in self._nodes if node not in self._system.draining_ms]
 
     def _fault_at(self, place: str) -> str | None:
         name = self.faults.at(place)
@@ -422,6 +431,16 @@ class World:
                 loop.call_later(self.chance.uniform(0.5, 20.0), loop.signalled)
             loop.signalled()
             return True
+        if name in ("engines are resized", "reward workers are resized"):
+            pool = self.oracle.pools.get("RolloutPool" if name.startswith("engines") else "RewardPool")
+            if pool is None or self.oracle.ledger is None:
+                return False
+            num_wanted = self.chance.randint(1, 5)
+            self.say(f"{num_wanted} wanted")
+            pool.resize(num_wanted)
+            return True
+        if name in ("node is drained", "node is lost"):
+            return self._node_goes(loop, self.chance.uniform(5.0, 120.0) if name == "node is drained" else None)
         role = {"idle engine": "engine", "idle reward": "reward", "idle learner": "learner"}[
             " ".join(name.split()[:2])
         ]
@@ -435,11 +454,33 @@ class World:
             victim.die(name)
         return True
 
+    def _node_goes(self, loop: SimulationLoop, deadline_s: float | None) -> bool:
+        """A node that is not the head leaves, at once or after notice; another one joins."""
+        nodes = [node for node in self._roomy_nodes() if node != HEAD]
+        if not nodes:
+            return False
+        node = self.chance.choice(nodes)
+        self._nodes.append(f"node-{len(self._nodes)}-{self.report.num_lives}")
+
+        def leave() -> None:
+            self._system.lose_node(node)
+            self._nodes.remove(node)
+
+        if deadline_s is None:
+            leave()
+        else:
+            self.say(f"{node} leaves in {deadline_s:.0f} s")
+            self._system.draining_ms[node] = (time.time() + deadline_s) * 1000
+            loop.call_later(deadline_s, leave)
+        return True
+
     def _after_turn(self) -> None:
         if self._is_over:
             return
-        self.oracle.after_turn()
-        if not self._driver.is_alive or self.oracle.violations:
+        self.oracle.after_turn(self.now())
+        if self.oracle.is_wedged and not may_wedge(self.faults):
+            self.oracle.violation(f"I7 nothing was done for {WEDGE_S:.0f} s, and no error said so")
+        if not self._driver.is_alive or self.oracle.is_wedged or self.oracle.violations:
             raise Interrupted
 
     def _unseen_error(self, loop: asyncio.AbstractEventLoop, details: dict[str, Any]) -> None:
