@@ -1,5 +1,5 @@
-# `make setup`, `make demo`, `make test`, `make resume-test N=50`, `make bench-peers`; VENV, PYTHON and EXTRA (cpu or
-# gpu) may be given.
+# `make setup`, `make demo`, `make test`, `make simulate SEEDS=10000`, `make resume-test N=50`, `make bench-peers`; VENV,
+# PYTHON and EXTRA (cpu or gpu) may be given.
 VENV   ?= .venv
 PYTHON ?= python3.11
 EXTRA  ?= cpu
@@ -7,8 +7,9 @@ BIN    := $(VENV)/bin
 SLOW   := ray or vllm or e2e
 N      ?= 50
 REAL   ?= 2
+SEEDS  ?= 10000
 
-.PHONY: setup demo demo-controls test check resume-test lock bench-peers clean
+.PHONY: setup demo demo-controls test check simulate resume-test lock bench-peers clean
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { \
@@ -33,6 +34,8 @@ test: check
 
 resume-test: setup
 	$(BIN)/python benchmarks/resume_kills.py --kills $(N) --real-kills $(REAL)
+simulate: setup
+	PYTHONPATH=tests $(BIN)/python -m simulation --seeds $(SEEDS)
 
 lock: setup
 	$(BIN)/python requirements/lock.py

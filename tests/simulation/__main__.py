@@ -1,0 +1,69 @@
+"""`python -m simulation`: many seeds, or one with its trace. `make simulate SEEDS=10000` calls it.
+
+Run from the root of the repository with `PYTHONPATH=tests`.
+"""
+
+import argparse
+import sys
+import time
+
+from simulation.faults import KINDS
+from simulation.many import Total, simulate_many
+from simulation.world import Report, simulate
+
+REPLAY = "PYTHONPATH=tests .venv/bin/python -m simulation --seed {seed} --trace"
+
+
+def main() -> int:
+    """The command; 1 when something did not hold."""
+    parser = argparse.ArgumentParser(prog="simulation", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=500, help="how many seeds (500)")
+    parser.add_argument("--first", type=int, default=0, help="the first seed (0)")
+    parser.add_argument("--processes", type=int, default=2, help="how many at once (2)")
+    parser.add_argument("--seed", type=int, help="this seed alone")
+    parser.add_argument("--trace", action="store_true", help="show all events of --seed")
+    options = parser.parse_args()
+    if options.seed is not None:
+        report = simulate(options.seed, KINDS, with_logs=options.trace)
+        show(report, with_trace=options.trace)
+        return 1 if report.violations else 0
+    started_s, total = time.monotonic(), Total()
+    for report in simulate_many(range(options.first, options.first + options.seeds), options.processes):
+        total.add(report)
+    show_total(total, time.monotonic() - started_s)
+    return 1 if total.failed else 0
+
+
+def show(report: Report, *, with_trace: bool) -> None:
+    """One seed: its events, what did not hold, how to see it again."""
+    if with_trace:
+        for moment_s, text in report.trace:
+            print(f"{moment_s:10.3f}  {text}")
+    ending = report.ending or "no end"
+    print(f"seed {report.seed}: {ending} after {report.num_lives} lives, faults {dict(report.injected)}")
+    for violation in report.violations:
+        print(f"  VIOLATION {violation}")
+    if report.violations:
+        print(f"  replay: {REPLAY.format(seed=report.seed)}")
+
+
+def show_total(total: Total, seconds: float) -> None:
+    """All seeds: faults by kind, endings, violations; the first failures with their events."""
+    for report in total.failed[:3]:
+        show(report, with_trace=True)
+    for report in total.failed[3:50]:
+        show(report, with_trace=False)
+    print("faults injected:")
+    for name, number in sorted(total.injected.items()):
+        print(f"  {number:8d}  {name}")
+    print("endings:", ", ".join(f"{name} {number}" for name, number in total.endings.most_common()))
+    print(
+        f"seeds {total.num_seeds}, lives of the driver {total.num_lives}, simulated "
+        f"{total.simulated_s / 3600:.1f} h, faults {total.injected.total()}, checks {total.num_checks}, "
+        f"violations {sum(len(report.violations) for report in total.failed)} in {len(total.failed)} seeds, "
+        f"{seconds:.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
