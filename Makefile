@@ -34,6 +34,7 @@ test: check
 
 resume-test: setup
 	$(BIN)/python benchmarks/resume_kills.py --kills $(N) --real-kills $(REAL)
+
 simulate: setup
 	PYTHONPATH=tests $(BIN)/python -m simulation --seeds $(SEEDS)
 

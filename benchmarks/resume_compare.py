@@ -1,6 +1,6 @@
 """Whether two runs have become the same: what is compared, and what may differ.
 
-Left out are figures of time (`timing_s/*`, `perf/*` but the tokens, `*seconds`), the number of the attempt in
+Left out are figures of time (`timing_s/*`, `perf/*` but the tokens, `*seconds`, `*idle_ratio`), the number of the attempt in
 versions, and what is written when.
 """
 
@@ -18,7 +18,7 @@ KEPT_TIMINGS = ("perf/total_num_tokens",)
 
 def is_timing(name: str) -> bool:
     """Whether a metric is a figure of time."""
-    is_time = name.startswith(("timing_s/", "perf/")) or name.endswith("seconds")
+    is_time = name.startswith(("timing_s/", "perf/")) or name.endswith(("seconds", "idle_ratio"))
     return name == "time_s" or (is_time and name not in KEPT_TIMINGS)
 
 

@@ -152,6 +152,7 @@ async def train_with_fakes(attempt: Attempt, phase: Phase, bad_every: int) -> No
             sync=FakeSync(engine),
             answer=rollouts.answer,
             save=save,
+            describe=lambda: "fakes",
             buffer=TurnBuffer if is_exact else SlotBuffer,
         )
         await drive(attempt, system)

@@ -13,7 +13,6 @@ configuration alone.
 import asyncio
 import dataclasses
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,11 +51,12 @@ def run_debug(config: Config, resume: bool = False, overwrite: bool = False) -> 
 async def train_in_process(attempt: Attempt) -> None:
     """Make one engine and one learner here, then drive the loop with them."""
     from learner.rank import LearnerRank
+    from rollout.environment import use_threads
     from rollout.in_process import InProcessEngine
 
     config = attempt.config
     attempt.progress.say(STAND_INS)
-    _fix_threads(int(config.learner.cpus_per_rank))
+    use_threads(max(1, int(config.learner.cpus_per_rank)))
     rank = LearnerRank(
         _without_kept_features(config),
         rank=0,
@@ -102,15 +102,6 @@ async def train_in_process(attempt: Attempt) -> None:
             sync.path.unlink(missing_ok=True)
             rank.close()
             await engine.close()
-
-
-def _fix_threads(num_threads: int) -> None:
-    """Sums over threads depend on their number, which is otherwise this machine's."""
-    count = str(max(1, num_threads))
-    os.environ |= {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
-    import torch
-
-    torch.set_num_threads(int(count))
 
 
 def _without_kept_features(config: Config) -> Config:

@@ -26,7 +26,7 @@ from cluster.placement import Placement, num_engines, plan_placement
 from cluster.processes import ProcessTree, Reaper
 from cluster.progress import RunProgress
 from cluster.ray_session import cluster_size, ray_session
-from cluster.resuming import end_of_finished, kept_checkpoints, start_of
+from cluster.resuming import end_of_finished, kept_checkpoints, newest_start, start_of
 from cluster.stall import Deadman, guarded, stall_limit_s
 from cluster.status import RunStatus
 from cluster.stopping import StopSignals, sigterm_as_interrupt
@@ -70,8 +70,8 @@ class Attempt:
 
     def begin_again(self, cause: str) -> None:
         """Go back to the last committed checkpoint, as the next attempt; `cause` is for people. Raises
-        as `start_of`."""
-        start = start_of(self.run, resume=True)
+        as `newest_start`."""
+        start = newest_start(self.run, self.data_sha256)
         self.checkpoint, self.saved = start.checkpoint, start.saved
         attempt = max(start.version.attempt, self.version.attempt + 1)
         self.version = WeightVersion(attempt, start.version.step)

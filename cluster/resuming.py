@@ -46,19 +46,27 @@ def start_of(run: RunFolder, *, resume: bool) -> Start:
         data_sha256 = queries_sha256(Path(data.train), data.num_rows)
         if not resume:
             return Start(version=WeightVersion(0, 0), data_sha256=data_sha256)
-        checkpoint = run.latest_checkpoint()
-        saved = _ledger_of(checkpoint, data_sha256, run) if checkpoint else {}
-        step = checkpoint.step if checkpoint else 0
-        run.rewind(step)
-        return Start(
-            version=WeightVersion(_next_attempt(run, saved), step),
-            data_sha256=data_sha256,
-            checkpoint=checkpoint,
-            saved=saved,
-        )
+        return newest_start(run, data_sha256)
     except BaseException:
         run.close()
         raise
+
+
+def newest_start(run: RunFolder, data_sha256: str) -> Start:
+    """The next attempt's start at the newest undamaged checkpoint; the run's records are taken back to there.
+
+    Raises as `start_of`, and leaves the run folder open.
+    """
+    checkpoint = run.latest_checkpoint()
+    saved = _ledger_of(checkpoint, data_sha256, run) if checkpoint else {}
+    step = checkpoint.step if checkpoint else 0
+    run.rewind(step)
+    return Start(
+        version=WeightVersion(_next_attempt(run, saved), step),
+        data_sha256=data_sha256,
+        checkpoint=checkpoint,
+        saved=saved,
+    )
 
 
 def end_of_finished(run: RunFolder, stage: str, steps: int, start: Start) -> dict[str, Any]:

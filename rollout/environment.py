@@ -60,3 +60,12 @@ def prepare_environment(device: str, *, in_process: bool = False) -> None:
         if name not in _CHOSEN_BY_USER or name not in os.environ:
             os.environ[name] = value
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(vllm|torch)\.")
+
+
+def use_threads(num_threads: int) -> None:
+    """Compute with so many threads in this process: sums over threads depend on their number, which would
+    otherwise be this machine's."""
+    os.environ |= {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
+    import torch
+
+    torch.set_num_threads(num_threads)

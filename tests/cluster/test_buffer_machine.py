@@ -45,7 +45,10 @@ class BufferMachine(RuleBasedStateMachine):
         self.order, self.told = [], 0
 
     def teardown(self):
-        for task in [*getattr(self, "waiting", []), *([self.taking] if getattr(self, "taking", None) else [])]:
+        for task in [
+            *getattr(self, "waiting", []),
+            *([self.taking] if getattr(self, "taking", None) else []),
+        ]:
             task.cancel()
         if hasattr(self, "loop"):
             self.turn()

@@ -61,7 +61,13 @@ def attempt(tmp_path):
 def commit(attempt, step):
     folder = attempt.run.begin_checkpoint(step)
     (folder / "weights").write_text("w")
-    ledger = {"step": step, "attempt": attempt.version.attempt, "next_ticket": 7 * step, "queries": {}}
+    ledger = {
+        "step": step,
+        "attempt": attempt.version.attempt,
+        "data_sha256": attempt.data_sha256,
+        "next_ticket": 7 * step,
+        "queries": {},
+    }
     (folder / "ledger.json").write_text(json.dumps(ledger))
     attempt.run.commit_checkpoint(step)
 

@@ -37,7 +37,7 @@ try:
                 import time
                 time.sleep(3)
                 print("NOT CUT", flush=True)
-        _run_loop(SimpleNamespace(stop=stop), work())
+        _run_loop(SimpleNamespace(stop=stop, placement=None), work())
 except KeyboardInterrupt as interrupt:
     print(type(interrupt).__name__)
 """

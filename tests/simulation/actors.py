@@ -143,7 +143,9 @@ class ActorProcess(Process):
             return
         self._running[call] = None
         loop = asyncio.get_running_loop()
-        call.task = loop.create_task(self._serve(call), name=f"{self.name}.{call.method}", context=self._context)
+        call.task = loop.create_task(
+            self._serve(call), name=f"{self.name}.{call.method}", context=self._context
+        )
 
     async def sleep(self, seconds: float) -> None:
         """Work for a while; longer if the process is frozen meanwhile."""

@@ -2,6 +2,9 @@
 
 import errno
 
+from simulation.faults import Faults
+from simulation.settings import AMPLE, Setting
+
 from alphadrive.config import Config
 from alphadrive.errors import (
     CheckpointError,
@@ -13,8 +16,6 @@ from alphadrive.errors import (
     WeightSyncError,
 )
 from cluster.remote import ObjectGoneError
-from simulation.faults import Faults
-from simulation.settings import AMPLE, Setting
 
 WRONG_WEIGHTS = (
     "weights do not arrive",

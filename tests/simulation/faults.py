@@ -91,7 +91,9 @@ KINDS = (
 class Faults:
     """The faults of one life. `injected` counts what struck, over all lives."""
 
-    def __init__(self, chance: random.Random, num_faults: int, injected: Counter[str], kinds: tuple[Kind, ...]) -> None:
+    def __init__(
+        self, chance: random.Random, num_faults: int, injected: Counter[str], kinds: tuple[Kind, ...]
+    ) -> None:
         self.struck: Counter[str] = Counter()
         self.moments: list[tuple[float, str]] = []
         self._injected = injected

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cluster.virtual_time import VirtualTimeLoop
 from simulation.actors import CURRENT
 from simulation.replacing import replaced
+
+from cluster.virtual_time import VirtualTimeLoop
 
 MAX_TURNS = 2_000_000
 EPOCH_S = 1_000_000.0

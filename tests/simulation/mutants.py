@@ -82,7 +82,12 @@ def one(name: str, target: str, old: str, new: str) -> Mutant:
 
 
 MUTANTS = (
-    one("one slot too many", f"{BUFFER}._hand_out", "self.num_held < self.num_slots", "self.num_held <= self.num_slots"),
+    one(
+        "one slot too many",
+        f"{BUFFER}._hand_out",
+        "self.num_held < self.num_slots",
+        "self.num_held <= self.num_slots",
+    ),
     one(
         "groups are taken as they come, not by ticket",
         f"{BUFFER}.take",
@@ -125,7 +130,12 @@ MUTANTS = (
             Edit(f"{LEDGER}.settle", "if draw in ended:", "if False:"),
         ),
     ),
-    one("a resumed ledger asks again for what had ended", f"{LEDGER}._draws", "if draw not in ended:", "if True:"),
+    one(
+        "a resumed ledger asks again for what had ended",
+        f"{LEDGER}._draws",
+        "if draw not in ended:",
+        "if True:",
+    ),
     one("the ledger is not resumed", "cluster.grpo:drive", 'state=saved.get("queries")', "state=None"),
     one("tickets start anew after a resume", "cluster.grpo:drive", 'saved.get("next_ticket", 0)', "0"),
     one(
@@ -134,10 +144,25 @@ MUTANTS = (
         "max(before, default=-1) + 1",
         "max(before, default=0)",
     ),
-    one("engines draw while they are updated", f"{POOL}.begin_sync", "engine.state = EngineState.SYNCING", "pass"),
+    one(
+        "engines draw while they are updated",
+        f"{POOL}.begin_sync",
+        "engine.state = EngineState.SYNCING",
+        "pass",
+    ),
     one("groups do not wait for the proof", f"{POOL}.begin_sync", "engine.settled.clear()", "pass"),
-    one("replies of a fenced engine are accepted", f"{POOL}._attempts", "if engine.state is not EngineState.LOST:", "if True:"),
-    one("a restarted engine serves without the weights", f"{POOL}._restart", "await self.catch_up(engine)", "pass"),
+    one(
+        "replies of a fenced engine are accepted",
+        f"{POOL}._attempts",
+        "if engine.state is not EngineState.LOST:",
+        "if True:",
+    ),
+    one(
+        "a restarted engine serves without the weights",
+        f"{POOL}._restart",
+        "await self.catch_up(engine)",
+        "pass",
+    ),
     one("groups wait for ever for a lost engine", f"{POOL}.lose", "engine.settled.set()", "pass"),
     one(
         "groups go to engines in any state",
@@ -157,7 +182,12 @@ MUTANTS = (
         "check_digest(engine.engine_id, weights, received, version)",
         "pass",
     ),
-    one("an engine catches up while the learner steps", f"{SYNC}.catch_up", "async with self._learner.lock:", "if True:"),
+    one(
+        "an engine catches up while the learner steps",
+        f"{SYNC}.catch_up",
+        "async with self._learner.lock:",
+        "if True:",
+    ),
     one(
         "a reward that failed is zero",
         "cluster.reward_pool:RewardPool.score",

@@ -21,15 +21,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alphadrive.types import DrivingQuery, GroupHeader, RolloutGroup, ScoredGroup, WeightVersion
-from cluster.loop import Outcome
-from cluster.row_order import RowOrder
 from simulation.actors import ActorProcess, Call
 from simulation.parts import Gang, drawn_by, rewards_of
 
+from alphadrive.types import DrivingQuery, GroupHeader, RolloutGroup, ScoredGroup, WeightVersion
+from cluster.loop import Outcome
+from cluster.row_order import RowOrder
+
 WEDGE_S = 1500.0
 """Longer than any single wait that the configuration or the code allows."""
-TOLD = ("start", "generate", "update_weights", "step", "save", "load", "export_weights", "logprob_differences")
+TOLD = (
+    "start",
+    "generate",
+    "update_weights",
+    "step",
+    "save",
+    "load",
+    "export_weights",
+    "logprob_differences",
+)
 """Calls that the trace shows."""
 Draw = tuple[int, int]
 """Epoch, and number of the draw in it."""
@@ -198,9 +208,7 @@ class Oracle:
         if call.method in TOLD:
             what = call.args[0] if call.method == "generate" else ""
             self._say(f"driver: {call.method} {what} -> {process.name}")
-        if call.method == "start" and process.name.startswith("engine"):
-            self._unproved.add(process.name)
-        elif call.method == "update_weights":
+        if (call.method == "start" and process.name.startswith("engine")) or call.method == "update_weights":
             self._unproved.add(process.name)
         elif call.method == "answer":
             self._may_serve(process, "a query of the evaluation")
@@ -228,7 +236,9 @@ class Oracle:
 
     def _may_serve(self, process: ActorProcess, what: str) -> None:
         name = process.name
-        self.check(process.node not in self._leaving, f"I7 {what} goes to {name} on {process.node}, which leaves")
+        self.check(
+            process.node not in self._leaving, f"I7 {what} goes to {name} on {process.node}, which leaves"
+        )
         self.check(process.was_killed_s is None, f"I2 {what} goes to {name}, which is fenced")
         self.check(name not in self._unproved, f"I2 {what} goes to {name}, which has not proved its weights")
         if self.published is not None:
@@ -277,7 +287,9 @@ class Oracle:
         for scored in groups:
             self._may_train(policy, scored)
 
-    def stepped(self, version: WeightVersion, weights: str, tickets: tuple[int, ...], is_finite: bool) -> None:
+    def stepped(
+        self, version: WeightVersion, weights: str, tickets: tuple[int, ...], is_finite: bool
+    ) -> None:
         """The learner made a step."""
         self._progress_s = None
         self._say(f"learner: step {version} on {tickets}{'' if is_finite else ', not finite'}")

@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simulation.actors import ActorProcess
+
 from alphadrive.errors import EngineDiedError, RewardError, RolloutError, WeightSyncError
 from alphadrive.types import (
     Completion,
@@ -29,7 +31,6 @@ from alphadrive.types import (
 )
 from cluster.headers import GroupReceipt, header_of, receipt_of
 from rollout.settings import CANARY_TICKET, UpdateReceipt
-from simulation.actors import ActorProcess
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -139,7 +140,9 @@ class SimulatedEngine:
             first = group.completions[0]
             version = WeightVersion(self._version.attempt, self._version.step + 7)
             span = VersionSpan(version=version, start=0, end=NUM_TOKENS)
-            return replace(group, completions=(replace(first, weight_versions=(span,)),) * len(group.completions))
+            return replace(
+                group, completions=(replace(first, weight_versions=(span,)),) * len(group.completions)
+            )
         return group
 
     def _take(self, fault: str | None, weights: WeightsFile) -> None:
@@ -304,7 +307,9 @@ class Gang:
 
     def step(self, shares: list[tuple[ScoredGroup, ...]], is_finite: bool) -> StepResult:
         """The update, made once for all ranks; `shares` by rank."""
-        groups = [share[turn] for turn in range(max(map(len, shares))) for share in shares if turn < len(share)]
+        groups = [
+            share[turn] for turn in range(max(map(len, shares))) for share in shares if turn < len(share)
+        ]
         self._world.oracle.before_step(self.version, groups)
         tickets = tuple(scored.group.ticket for scored in groups)
         if is_finite:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from simulation.disk import ROOT
+
 from alphadrive.config import Config
 from alphadrive.types import DrivingQuery
 from cluster.row_order import RowOrder, balanced_order, uniform_order
-from simulation.disk import ROOT
 
 NUM_EVAL_ROWS = 3
 FIRST_EVAL_ROW = 10_000
@@ -101,9 +102,7 @@ class SimulatedDataset:
 
 def query_of(row: int) -> DrivingQuery:
     """The query of a row."""
-    return DrivingQuery(
-        query_id=f"q{row}", row=row, speed_mps=5.0, navigation="", plans=("KEEP, STRAIGHT",)
-    )
+    return DrivingQuery(query_id=f"q{row}", row=row, speed_mps=5.0, navigation="", plans=("KEEP, STRAIGHT",))
 
 
 def scan_of(plans: tuple[str, ...]) -> Any:

@@ -7,6 +7,9 @@ import functools
 from contextlib import AbstractContextManager
 from typing import Any
 
+from simulation.oracle import Oracle
+from simulation.replacing import replaced
+
 from alphadrive.checkpoints import CheckpointStore
 from cluster.buffer import SlotBuffer
 from cluster.queries import QueryLedger
@@ -14,9 +17,6 @@ from cluster.recorder import GrpoRecorder
 from cluster.reward_pool import RewardPool
 from cluster.rollout_pool import RolloutPool
 from cluster.weight_sync import WeightSync
-from simulation.oracle import Oracle
-from simulation.replacing import replaced
-
 
 WATCHED = (
     (SlotBuffer, "__init__", "_buffer_made"),

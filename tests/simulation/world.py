@@ -21,6 +21,25 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from simulation.actors import (
+    CURRENT,
+    ActorProcess,
+    ActorSystem,
+    Process,
+    ProcessKilled,
+    Ref,
+    SimulatedRay,
+)
+from simulation.disk import ROOT, Disk, File
+from simulation.endings import is_justified, may_wedge
+from simulation.faults import Faults, Kind
+from simulation.loop import LivelockError, OrderedTask, SimulationLoop, clock_of
+from simulation.oracle import WEDGE_S, Oracle
+from simulation.os_calls import routed_to
+from simulation.parts import Gang, SimulatedEngine, SimulatedRank, SimulatedReward
+from simulation.replacing import replaced
+from simulation.settings import SimulatedDataset, query_of, scan_of, setting_of
+from simulation.watching import watched
 
 import cluster.grpo
 import cluster.launch
@@ -35,17 +54,6 @@ from cluster.placement import plan_placement
 from cluster.status import RunStatus
 from cluster.stopping import StopSignals
 from cluster.virtual_time import DeadlockError
-from simulation.actors import CURRENT, ActorProcess, ActorSystem, Call, Process, ProcessKilled, Ref, SimulatedRay
-from simulation.disk import ROOT, Disk, File
-from simulation.endings import is_justified, may_wedge
-from simulation.faults import Faults, Kind
-from simulation.loop import LivelockError, OrderedTask, SimulationLoop, clock_of
-from simulation.oracle import WEDGE_S, Oracle
-from simulation.os_calls import routed_to
-from simulation.parts import Gang, SimulatedEngine, SimulatedRank, SimulatedReward
-from simulation.replacing import replaced
-from simulation.settings import SimulatedDataset, query_of, scan_of, setting_of
-from simulation.watching import watched
 
 MAX_LIVES = 12
 NUM_LIVES_WITH_FAULTS = 4
@@ -295,7 +303,9 @@ class World:
         said = f"{type(error).__name__}: {error}"
         self.say(f"the run ends with {said}")
         if not is_justified(error, self.faults, self.config, self._setting):
-            self.oracle.violation(f"the run ended with {said} and no fault of {dict(self.faults.struck)} explains it")
+            self.oracle.violation(
+                f"the run ended with {said} and no fault of {dict(self.faults.struck)} explains it"
+            )
         return type(error).__name__ if isinstance(error, CheckpointError | DeadLetterError) else ""
 
     def _check_left(self, is_gap: bool = False) -> None:
@@ -350,7 +360,9 @@ class World:
         path = self.chance.choice(self.disk.files(newest))
         file = self.disk.find(path)
         assert isinstance(file, File)
-        how = self.chance.choice(["truncated", "removed"] + ["flipped"] * (not path.endswith("manifest.json")))
+        how = self.chance.choice(
+            ["truncated", "removed"] + ["flipped"] * (not path.endswith("manifest.json"))
+        )
         if how == "truncated":
             del file.data[self.chance.randrange(len(file.data)) :]
         elif how == "removed":
@@ -440,7 +452,9 @@ class World:
             pool.resize(num_wanted)
             return True
         if name in ("node is drained", "node is lost"):
-            return self._node_goes(loop, self.chance.uniform(5.0, 120.0) if name == "node is drained" else None)
+            return self._node_goes(
+                loop, self.chance.uniform(5.0, 120.0) if name == "node is drained" else None
+            )
         role = {"idle engine": "engine", "idle reward": "reward", "idle learner": "learner"}[
             " ".join(name.split()[:2])
         ]
