@@ -1,7 +1,7 @@
 """Whether two runs have become the same: what is compared, and what may differ.
 
-Left out are figures of time (`timing_s/*`, `perf/*` but the tokens, `*seconds`, `*idle_ratio`), the number of the attempt in
-versions, and what is written when.
+Left out are figures of time (`timing_s/*`, `perf/*` but the tokens, `*seconds`, `*idle_ratio`), the number of
+the attempt in versions, and what is written when.
 """
 
 import json
