@@ -1,0 +1,387 @@
+"""What the driver spends on a sample, and how many engines it can feed:
+
+    python benchmarks/driver_scaling.py --engines 1 2 4 8 16 32
+
+The shipped loop, buffer, ledger, recorder, pools and learner group on a real Ray. Engines, reward workers and the
+learner's rank are real actors that do nothing but wait: an engine draws `SEATS` groups at once and ends
+`--rate` of them a second; what it returns is as large as a group of 8 completions of 200 tokens with
+log-probabilities, made once for each process. Nobody opens it, so that two cores have time for the driver.
+
+A line for each number of engines, over the whole steps of `--seconds`:
+
+    offered   groups a second that the engines are good for
+    groups/s  groups a second that were trained
+    linear    the share of the two
+    us/group  processor time of the driver's process, all threads, without Ray's daemons
+    us/sample the same by 8
+    busy      that processor time by the clock: above 1 where Ray's own threads run beside the event loop
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import pickle
+import random
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ray
+
+import cluster.learner_group
+from alphadrive.config import Config, load_config
+from alphadrive.run_folder import RunFolder
+from alphadrive.types import (
+    Completion,
+    DrivingQuery,
+    GroupHeader,
+    RolloutGroup,
+    StepResult,
+    VersionSpan,
+    WeightVersion,
+)
+from cluster.actors import CONTROL, LearnerActor, RolloutActor, where
+from cluster.grpo import System, drive
+from cluster.headers import GroupReceipt
+from cluster.launch import Attempt
+from cluster.learner_group import LearnerGroup
+from cluster.placement import Placement, plan_placement
+from cluster.processes import ProcessTree
+from cluster.progress import RunProgress
+from cluster.ray_session import ray_session
+from cluster.reward_pool import RewardPool
+from cluster.rollout_pool import RolloutPool
+from cluster.status import RunStatus
+from rollout.settings import EngineSettings, Sampling, group_sampling
+
+GROUP_SIZE = 8
+COMPLETION_TOKENS, PROMPT_TOKENS = 200, 700
+SEATS = 32
+"""Groups that an engine draws at once: 256 sequences."""
+SLOTS_PER_ENGINE = 2 * SEATS
+REWARD_WORKERS = 4
+FIRST_STEPS = 4
+"""Steps before the measurement starts."""
+NUM_ROWS = 5000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """A group of full size that stays closed."""
+
+    ticket: int
+    query: DrivingQuery
+    version: WeightVersion
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatedSampling(Sampling):
+    """Tells the engine which weights it has: there is no weight sync here."""
+
+    version: WeightVersion
+
+
+def full_group(ticket: int, query: DrivingQuery) -> RolloutGroup:
+    """A group as large as they come."""
+    numbers = random.Random(ticket)
+    span = VersionSpan(version=WeightVersion(0, 0), start=0, end=COMPLETION_TOKENS)
+    completions = tuple(
+        Completion(
+            text="".join(numbers.choices("abcdefghij klmno", k=4 * COMPLETION_TOKENS)),
+            token_ids=tuple(numbers.randrange(1000, 150_000) for _ in range(COMPLETION_TOKENS)),
+            rollout_logprobs=tuple(-numbers.random() for _ in range(COMPLETION_TOKENS)),
+            finish_reason="stop",
+            weight_versions=(span,),
+        )
+        for _ in range(GROUP_SIZE)
+    )
+    prompt = tuple(numbers.randrange(1000, 150_000) for _ in range(PROMPT_TOKENS))
+    return RolloutGroup(
+        ticket=ticket, query=query, prompt_token_ids=prompt, completions=completions, engine_id=""
+    )
+
+
+class WaitingEngine(RolloutActor):
+    """An engine that waits: `rate` groups a second while it has `SEATS` of them or more."""
+
+    def __init__(self, rate: float) -> None:
+        self._draw_s = SEATS / rate
+
+    async def start(self, settings: EngineSettings, engine_id: str) -> int:
+        """Make what it will return."""
+        self._loop = asyncio.get_running_loop()
+        self._engine_id = engine_id
+        self._seats = asyncio.Semaphore(SEATS)
+        self._numbers = random.Random(engine_id)
+        self._num_drawn = 0
+        self._content = pickle.dumps(full_group(0, query_of(0)))
+        return os.getpid()
+
+    async def generate(
+        self, ticket: int, query: DrivingQuery, sampling: "DatedSampling"
+    ) -> tuple[GroupReceipt, Packed]:
+        """Wait; groups take from half to one and a half of the mean time."""
+        async with self._seats:
+            await asyncio.sleep(self._draw_s * self._numbers.uniform(0.5, 1.5))
+        self._num_drawn += 1
+        receipt = GroupReceipt(
+            ticket=ticket,
+            query_id=query.query_id,
+            engine_id=self._engine_id,
+            num_completions=sampling.num_samples,
+            oldest_version=sampling.version,
+            newest_version=sampling.version,
+            problem=None,
+        )
+        return receipt, Packed(ticket=ticket, query=query, version=sampling.version, content=self._content)
+
+    @ray.method(concurrency_group=CONTROL)
+    async def health(self) -> int:
+        """Groups drawn."""
+        return self._num_drawn
+
+    @ray.method(concurrency_group=CONTROL)
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+class QuickRewards:
+    """A reward worker that knows the result."""
+
+    def where(self) -> tuple[int, str]:
+        """As `RewardActor`."""
+        return where()
+
+    def score(self, group: Packed) -> tuple[GroupHeader, Packed]:
+        """Rewards that differ."""
+        return header_of(group), group
+
+    def flush(self) -> None:
+        """Nothing is written."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def header_of(group: Packed) -> GroupHeader:
+    """The header of a group with the terms of the `strict` rewards."""
+    terms = {"plan": 0.5, "diversity": 0.1, "format": 0.25}
+    return GroupHeader(
+        ticket=group.ticket,
+        query_id=group.query.query_id,
+        row=group.query.row,
+        weight_version=group.version,
+        reward_mean=0.5,
+        reward_std=0.3,
+        reward_min=0.0,
+        reward_max=1.0,
+        term_means=terms,
+        term_stds=terms,
+        num_tokens=GROUP_SIZE * COMPLETION_TOKENS,
+        scored=None,
+    )
+
+
+class QuickRank(LearnerActor):
+    """A rank that trains on nothing, at once."""
+
+    def start(self, stage: str, config: Config, placing: dict[str, Any], environment: dict[str, str]) -> None:
+        """Nothing to load."""
+        self._step = 0
+
+    def expect(self, rows: list[int]) -> None:
+        """There are no images."""
+
+    def step(self, *groups: Any) -> StepResult:
+        """A step."""
+        self._step += 1
+        return StepResult(step=self._step, weight_version=WeightVersion(0, self._step), metrics={"loss": 0.5})
+
+
+class Meter:
+    """In place of the weight sync, which costs by engine and step, not by sample: reads the clocks."""
+
+    def __init__(self, stop: Any, seconds: float) -> None:
+        self.seconds, self.canary_differences = [0.0], [0.0]
+        self.version = WeightVersion(0, 0)
+        self.readings: list[tuple[float, float]] = []
+        self._stop, self._limit_s = stop, seconds
+
+    async def publish(self, version: WeightVersion) -> None:
+        """A step has ended."""
+        self.version = version
+        self.readings.append((time.monotonic(), time.process_time()))
+        begun = self.readings[FIRST_STEPS:]
+        if begun and begun[-1][0] - begun[0][0] > self._limit_s:
+            self._stop.on_stop()
+
+
+def query_of(row: int) -> DrivingQuery:
+    """A query as the datasets have them."""
+    return DrivingQuery(
+        query_id=f"scene-{row:05d}", row=row, speed_mps=5.0, navigation="turn left", plans=("KEEP, LEFT_TURN",)
+    )
+
+
+class Rows:
+    """In place of the dataset."""
+
+    def __init__(self, *ignored: Any) -> None:
+        self._queries = [query_of(row) for row in range(NUM_ROWS)]
+
+    def __len__(self) -> int:
+        return NUM_ROWS
+
+    def query(self, row: int) -> DrivingQuery:
+        """That of a row."""
+        return self._queries[row]
+
+
+def make_attempt(folder: Path, num_engines: int) -> Attempt:
+    """A run with `SLOTS_PER_ENGINE` slots for every engine, half of them trained in a step."""
+    keys = {
+        "data.train": folder,
+        "data.eval": "null",
+        "run.root": folder,
+        "run.name": f"engines-{num_engines}",
+        "run.tensorboard": "false",
+        "grpo.steps": 1_000_000,
+        "grpo.group_size": GROUP_SIZE,
+        "grpo.groups_per_step": SLOTS_PER_ENGINE * num_engines // 2,
+        "grpo.max_policy_lag": 1,
+        "checkpoint.every_steps": 1_000_000,
+        "rewards.num_workers": REWARD_WORKERS,
+        "rollout.num_workers": num_engines,
+        "learner.cpus_per_rank": 0.0,
+    }
+    config = load_config("debug", [f"{key}={value}" for key, value in keys.items()])
+    run = RunFolder.create(config)
+    status = RunStatus(run, "grpo", config.grpo.steps, 0)
+    status.begin_attempt(0, 0, "started")
+    return Attempt(
+        config=config,
+        run=run,
+        model_folder=folder,
+        checkpoint=None,
+        saved={},
+        version=WeightVersion(0, 0),
+        status=status,
+        progress=SilentProgress("grpo", config.grpo.steps, may_be_live=False),
+        stop=SimpleNamespace(on_stop=None, was_asked=True),
+        placement=replace(plan_placement(config, "grpo", 2, 0), cpus_per_engine=0.0),
+    )
+
+
+class SilentProgress(RunProgress):
+    """Shows nothing."""
+
+    def step(self, step: int, figures: Any) -> None:
+        """Nothing."""
+
+
+async def measure(attempt: Attempt, rate: float, seconds: float) -> list[tuple[float, float]]:
+    """Train for some seconds; the clocks (monotonic, of the process) after every step."""
+    config, placement = attempt.config, attempt.placement
+    assert placement is not None
+    meter = Meter(attempt.stop, seconds)
+    engine_class = ray.remote(concurrency_groups={CONTROL: 4})(WaitingEngine)
+    reward_class = ray.remote(QuickRewards).options(num_cpus=0)
+    pool = RolloutPool(
+        config.rollout,
+        lambda index: engine_class.options(num_cpus=0, max_concurrency=1000).remote(rate),
+        lambda index: EngineSettings(model_folder="none", initial_version=attempt.version),
+        lambda query: DatedSampling(num_samples=GROUP_SIZE, seed=query.seed, version=meter.version),
+        group_sampling(config),
+    )
+    rewards = RewardPool(config.rewards, lambda worker_id: reward_class.remote())
+    await asyncio.gather(pool.start(), rewards.start())
+    learner = await start_learner(attempt, placement)
+    for engine in pool.engines:
+        engine.version = None
+    try:
+        await drive(
+            attempt,
+            System(
+                rollouts=pool,
+                rewards=rewards,
+                learner=learner,
+                sync=meter,
+                answer=pool.answer,
+                save=save_nothing,
+                describe=str,
+            ),
+        )
+    finally:
+        await asyncio.gather(pool.close(), rewards.close())
+        learner.kill()
+    return meter.readings[FIRST_STEPS:]
+
+
+async def start_learner(attempt: Attempt, placement: Placement) -> LearnerGroup:
+    """The learner group around one quick rank."""
+    return await LearnerGroup.start(
+        "grpo",
+        attempt.config,
+        placement,
+        model_folder=attempt.model_folder,
+        dataset_folder=attempt.model_folder,
+        version=attempt.version,
+    )
+
+
+async def save_nothing(folder: Path) -> None:
+    """There is nothing to save."""
+    (folder / "model").mkdir()
+    (folder / "model" / "model.safetensors").touch()
+
+
+def figures_of(readings: list[tuple[float, float]], attempt: Attempt, rate: float) -> dict[str, float]:
+    """What was measured with one number of engines."""
+    num_engines = attempt.config.rollout.num_workers
+    groups = (len(readings) - 1) * attempt.config.grpo.groups_per_step
+    wall_s = readings[-1][0] - readings[0][0]
+    used_s = readings[-1][1] - readings[0][1]
+    return {
+        "engines": num_engines,
+        "offered": num_engines * rate,
+        "groups/s": groups / wall_s,
+        "linear": groups / wall_s / (num_engines * rate),
+        "us/group": 1e6 * used_s / groups,
+        "us/sample": 1e6 * used_s / groups / GROUP_SIZE,
+        "busy": used_s / wall_s,
+    }
+
+
+def main() -> None:
+    """Measure each number of engines and print a line for it."""
+    parser = argparse.ArgumentParser(description="the driver's cost of a sample")
+    parser.add_argument("--engines", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--rate", type=float, default=50.0, help="groups a second of an engine")
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    cluster.learner_group.LearnerActor = QuickRank  # type: ignore[misc]
+    cluster.grpo.DrivingDataset = Rows  # type: ignore[attr-defined, misc]
+    logging.disable(logging.WARNING)
+    found = []
+    with tempfile.TemporaryDirectory() as folder, ProcessTree() as tree, ray_session(0, tree):
+        for num_engines in args.engines:
+            attempt = make_attempt(Path(folder), num_engines)
+            readings = asyncio.run(measure(attempt, args.rate, args.seconds))
+            attempt.run.close()
+            found.append(figures_of(readings, attempt, args.rate))
+            if num_engines == args.engines[0]:
+                print("  ".join(f"{name:>9}" for name in found[0]))
+            print("  ".join(f"{value:9.4g}" for value in found[-1].values()), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
