@@ -1,8 +1,8 @@
 """The Ray actors: thin shells around an engine, the rewards and a learner rank.
 
-    RolloutActor   one per engine     async; `generate` gives (receipt, group); control calls have threads
+    RolloutActor   one per engine     async; `exchange` gives (receipts, groups); control calls have threads
                                       of their own in the scheduler, so they pass waiting requests
-    RewardActor    one per worker     one group at a time; (header, scored group); writes rollouts to disk
+    RewardActor    one per worker     one call at a time; (headers, scored groups); writes rollouts to disk
     LearnerActor   one per rank       one call at a time, all ranks together
 
 Methods that give two values are called with `num_returns=2`: the driver fetches the first, small one and
@@ -13,10 +13,12 @@ import asyncio
 import os
 import socket
 import threading
+import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import ray
 
@@ -31,6 +33,8 @@ from alphadrive.types import (
     StepResult,
     WeightsFile,
 )
+from cluster.batches import Pick, unpacked
+from cluster.exchange import Desk, Order, Reply
 from cluster.headers import GroupReceipt, header_of, receipt_of
 
 if TYPE_CHECKING:
@@ -76,6 +80,16 @@ class RolloutActor:
         group = await self._engine.generate(ticket, query, sampling)
         return receipt_of(group), group
 
+    @cached_property
+    def _desk(self) -> Desk:
+        return Desk(self.generate)
+
+    async def exchange(
+        self, orders: Sequence[Order], dropped: Sequence[int]
+    ) -> tuple[list[Reply], tuple[RolloutGroup, ...]]:
+        """Draw groups of the training set; see `cluster.exchange`."""
+        return await self._desk.exchange(orders, dropped)
+
     async def answer(self, query: DrivingQuery, sampling: "Sampling") -> str:
         """The text of one completion on the evaluation set."""
         group = await self._engine.generate(-1, query, sampling, dataset="eval")
@@ -108,6 +122,13 @@ class RolloutActor:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, self._loop))
 
 
+class Scores(NamedTuple):
+    """What a reward worker tells of a call: each group's header or why there is none, and the time taken."""
+
+    headers: list[GroupHeader | AlphaDriveError]
+    seconds: float
+
+
 class RewardActor:
     """Scores groups and writes them to disk. The user's functions are looked for in `user_folder`;
     `estimator` is that of `rewards.advantage`."""
@@ -132,20 +153,36 @@ class RewardActor:
         """The id of this process and of its node, once it is up."""
         return where()
 
-    def score(self, group: RolloutGroup) -> tuple[GroupHeader, ScoredGroup]:
-        """Score a group. Raises RewardError, whatever a reward raised.
+    def score(
+        self, picks: Sequence[Pick], *batches: Sequence[RolloutGroup]
+    ) -> tuple[Scores, tuple[ScoredGroup, ...]]:
+        """Score the groups picked from batches (see `cluster.batches`), one after another.
 
-        A worker whose reward hangs is killed, so what it has scored before is on disk by then.
+        Returns what became of each, and those that have a header, in the same order. A worker whose reward
+        hangs is killed, so what earlier calls have scored is on disk by then; of this call nothing is, as its
+        groups will be scored again.
         """
+        started_s = time.monotonic()
         rescue = threading.Timer(self._timeout_s / 2, self._writer.flush)
         rescue.start()
         try:
-            scored = scored_or_error(group, self._variant, self._seed, self._further, self._estimator)
+            scored = [self._scored(group) for group in unpacked(picks, batches)]
         finally:
             rescue.cancel()
             rescue.join()
-        self._writer.write(scored)
-        return header_of(scored, None), scored
+        for each in scored:
+            if isinstance(each, ScoredGroup):
+                self._writer.write(each)
+        headers = [header_of(each, None) if isinstance(each, ScoredGroup) else each for each in scored]
+        return Scores(headers, time.monotonic() - started_s), tuple(
+            each for each in scored if isinstance(each, ScoredGroup)
+        )
+
+    def _scored(self, group: RolloutGroup) -> ScoredGroup | AlphaDriveError:
+        try:
+            return scored_or_error(group, self._variant, self._seed, self._further, self._estimator)
+        except AlphaDriveError as error:
+            return error
 
     def flush(self) -> None:
         """Write what is not on disk yet."""
@@ -218,9 +255,9 @@ class LearnerActor:
         """Start reading the images of rows of the dataset that this rank will train on soon."""
         self._rank.expect(rows)
 
-    def step(self, *groups: ScoredGroup) -> StepResult:
-        """One optimizer step; `groups` are this rank's share."""
-        return self._rank.step(groups)
+    def step(self, picks: Sequence[Pick], *batches: Sequence[ScoredGroup]) -> StepResult:
+        """One optimizer step on this rank's share: groups picked from batches (see `cluster.batches`)."""
+        return self._rank.step(tuple(unpacked(picks, batches)))
 
     def sft_step(self, rows: list[int]) -> StepResult:
         """One optimizer step of SFT; `rows` are this rank's share."""

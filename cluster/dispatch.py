@@ -79,7 +79,7 @@ class Dispatcher:
         """What the engine answers; None where it failed."""
         if engine.num_under_way == 0:
             engine.watch.restart(asyncio.get_running_loop().time())
-        drawing: asyncio.Task[Result] = asyncio.ensure_future(start(engine))
+        drawing: asyncio.Future[Result] = asyncio.ensure_future(start(engine))
         engine.draws.add(drawing)
         try:
             return await drawing

@@ -11,6 +11,7 @@ import asyncio
 from typing import Any
 
 from alphadrive.types import WeightVersion
+from cluster.exchange import Line
 from cluster.watchdog import ProgressWatch
 from cluster.workers import WorkerState
 
@@ -28,17 +29,18 @@ class Engine:
 
     kind = "rollout"
 
-    def __init__(self, index: int, engine_id: str, actor: Any, watch: ProgressWatch) -> None:
+    def __init__(self, index: int, engine_id: str, actor: Any, watch: ProgressWatch, line: Line) -> None:
         self.index = index
         self.id = engine_id
         self.actor = actor
         self.watch = watch
+        self.line = line
         self.pid: int | None = None
         self.node: str | None = None
         self.is_waiting_for_room = False
         self.version: WeightVersion | None = None
         """Of the weights it has proved last."""
-        self.draws: set[asyncio.Task[Any]] = set()
+        self.draws: set[asyncio.Future[Any]] = set()
         """Groups it draws now; given up when it dies, for a process that hangs answers nobody."""
         self.groups_done = 0
         self.last_done_s: float | None = None
@@ -90,5 +92,6 @@ class Engine:
         self._state = state
         if state is WorkerState.DEAD:
             self.settled.set()
+            self.line.close()
             for draw in self.draws:
                 draw.cancel()

@@ -9,6 +9,7 @@ are compared with an engine's, so that the two never overlap.
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar
@@ -17,6 +18,7 @@ from alphadrive.config import Config
 from alphadrive.errors import LearnerDiedError, LearnerError, ResourceError
 from alphadrive.types import StepResult, WeightsFile, WeightVersion
 from cluster.actors import LearnerActor
+from cluster.batches import BatchItem, packed
 from cluster.gang import Gang
 from cluster.placement import Placement
 from cluster.workers import WorkerState, WorkerStatus
@@ -27,6 +29,8 @@ PLACEMENT_TIMEOUT_S = 60.0
 RESTART_PLACEMENT_TIMEOUT_S = 600.0
 """Longer than at the start: where a node was lost, another one may have to come first."""
 START_TIMEOUT_S = 600.0
+EXPECT_DELAY_S = 0.02
+"""So that one call tells a rank of many images."""
 
 
 class LearnerGroup:
@@ -43,6 +47,7 @@ class LearnerGroup:
         self._model_folder, self._dataset_folder = model_folder, dataset_folder
         self._gang: Gang | None = None
         self._lost: asyncio.Future[LearnerDiedError] = asyncio.get_running_loop().create_future()
+        self._expected: list[tuple[int, int]] = []
         self._groups_done = [0] * config.learner.num_ranks
         self._last_step_s: float | None = None
 
@@ -91,13 +96,16 @@ class LearnerGroup:
             death.cancel()
 
     def expect(self, place: int, row: int) -> None:
-        """Have the rank that the group at `place` will be dealt to read its query's image."""
-        self._ranks[place % len(self._ranks)].expect.remote([row])
+        """Have the rank that the group at `place` will be dealt to read its query's image, a moment later."""
+        if not self._expected:
+            asyncio.get_running_loop().call_later(EXPECT_DELAY_S, self._tell_expected)
+        self._expected.append((place, row))
 
-    async def step(self, scored: Sequence[object]) -> StepResult:
-        """One optimizer step on scored groups (references), dealt out to the ranks in turn."""
+    async def step(self, scored: Sequence[BatchItem]) -> StepResult:
+        """One optimizer step on scored groups, dealt out to the ranks in turn."""
+        shares = [packed(share) for share in self._dealt(scored)]
         async with self.lock:
-            return await self._step("step", [tuple(share) for share in self._dealt(scored)], len(scored))
+            return await self._step("step", [(picks, *batches) for picks, batches in shares], len(scored))
 
     async def sft_step(self, rows: Sequence[int]) -> StepResult:
         """One optimizer step of SFT on rows of the dataset, dealt out to the ranks in turn."""
@@ -160,6 +168,16 @@ class LearnerGroup:
             return f"the learner waits at version {self.version}"
         method, since_s = self._gang.call_under_way
         return f"the learner is in {method} for {time.monotonic() - since_s:.0f} s"
+
+    def _tell_expected(self) -> None:
+        expected, self._expected = self._expected, []
+        if self._gang is None:
+            return
+        rows_of: defaultdict[int, list[int]] = defaultdict(list)
+        for place, row in expected:
+            rows_of[place % len(self._gang.ranks)].append(row)
+        for rank, rows in rows_of.items():
+            self._gang.ranks[rank].expect.remote(rows)
 
     @property
     def _ranks(self) -> list[Any]:

@@ -1,9 +1,12 @@
-"""The reward workers: one group each at a time, under a hard timeout.
+"""The reward workers: what waits goes to the next idle one, under a hard timeout.
 
     score ─▶ an idle worker ─▶ header
                  │  raises: tried once more             two failures of its own, or three in all:
                  │  hangs:  killed, tried once more  ─▶ RewardError, and the loop dead-letters the group:
                  └─ dies:   tried again                 an error never becomes a number
+
+A worker gets several groups in one call when several wait and are quickly scored. When it is lost with them,
+none counts as failed, and none is on disk: from now on each is tried alone.
 
 A reward that hangs cannot be interrupted, so its worker is killed; another is started in the background, and
 meanwhile the others go on. How many there are is `cluster.fleet`'s business. Runs in the driver's event loop.
@@ -14,13 +17,14 @@ import dataclasses
 import logging
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from alphadrive.config import RewardConfig
-from alphadrive.errors import GroupLostError, RewardError, RewardWorkerDiedError
+from alphadrive.errors import AlphaDriveError, GroupLostError, RewardError, RewardWorkerDiedError
 from alphadrive.types import GroupHeader
 from cluster import remote
+from cluster.batches import BatchItem, packed
 from cluster.fleet import Craft, Fleet
 from cluster.restarts import RestartPolicy
 from cluster.workers import WorkerState, WorkerStatus
@@ -33,6 +37,22 @@ MAX_RESTARTS = 4
 """Of one worker in a row, without a group scored between."""
 HEALTH_PERIOD_S = 5.0
 HEALTH_TIMEOUT_S = 10.0
+BATCH_S = 0.02
+"""Groups that wait are scored in one call as far as a worker needs no longer for them: quick rewards cost the
+driver few calls, slow ones are spread over the workers and each has the timeout for itself."""
+
+
+class _BatchFailedError(Exception):
+    """A worker was lost with several groups; whose fault it was is not known, so each is tried alone."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Request:
+    """A group that waits for a worker."""
+
+    group: BatchItem
+    is_alone: bool
+    header: asyncio.Future[GroupHeader]
 
 
 class RewardWorker:
@@ -80,7 +100,10 @@ class RewardPool:
             needs="its code, nothing else",
         )
         self._fleet: Fleet[RewardWorker] = Fleet(craft, RestartPolicy(MAX_RESTARTS), 2 * config.timeout_s)
-        self._waiting: deque[asyncio.Future[RewardWorker]] = deque()
+        self._waiting: deque[_Request] = deque()
+        self._is_handing_out = False
+        self._group_s = BATCH_S
+        """What a group took lately; at first one is scored at a time."""
 
     @property
     def num_wanted(self) -> int:
@@ -93,32 +116,30 @@ class RewardPool:
         self._fleet.in_background(self._watch())
         await self._fleet.start(self._config.num_workers)
 
-    async def score(self, group: object) -> GroupHeader:
-        """Score the group behind a reference.
+    async def score(self, group: BatchItem) -> GroupHeader:
+        """Score a group.
 
         Raises RewardError when the group is given up, RewardWorkerDiedError when no worker can be had any
         more, GroupLostError when the group is gone with the node that held it.
         """
         failures: list[str] = []
         num_own = 0
+        is_alone = False
         while num_own < MAX_FAILURES and len(failures) < MAX_ATTEMPTS:
-            worker = await self._idle_worker()
             try:
-                return await self._scored(worker, group)
+                return await self._header(group, is_alone)
+            except _BatchFailedError:
+                is_alone = True
             except TimeoutError:
                 num_own += 1
                 failures.append(f"no answer in rewards.timeout_s={self._config.timeout_s}")
-                self._fleet.lose(worker, failures[-1], counts=False)
             except remote.ActorGoneError as error:
-                failures.append(f"{worker.id} died: {error}")
-                self._fleet.lose(worker, error, counts=False)
+                failures.append(str(error))
             except remote.ObjectGoneError as error:
                 raise GroupLostError(f"a drawn group was lost before it was scored: {error}") from error
             except RewardError as error:
                 num_own += 1
                 failures.append(f"{type(error).__name__}: {error}")
-            finally:
-                self._free(worker)
         raise RewardError(f"failed {len(failures)} times: {failures[-1]}")
 
     def resize(self, num_workers: int) -> None:
@@ -146,50 +167,71 @@ class RewardPool:
         """Write what is not on disk yet and end the workers."""
         await self._fleet.close()
 
-    async def _scored(self, worker: RewardWorker, group: object) -> GroupHeader:
-        header, scored = worker.actor.score.options(num_returns=2).remote(group)
-        try:
-            done = await remote.fetch(header, self._config.timeout_s)
-        except RewardError:
-            with suppress(RewardError, remote.ActorGoneError):
-                await remote.fetch(scored)  # the same error; Ray reports one that nobody looks at
-            raise
-        worker.groups_done += 1
-        worker.last_done_s = asyncio.get_running_loop().time()
-        return dataclasses.replace(done, scored=scored)
-
-    async def _idle_worker(self) -> RewardWorker:
-        """An idle worker, which from now on has a group under way; those that wait longest come first."""
+    async def _header(self, group: BatchItem, is_alone: bool) -> GroupHeader:
+        """What a worker says of a group; those that wait longest come first."""
         self._fleet.raise_failure()
-        waiter: asyncio.Future[RewardWorker] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
-        self._hand_out()
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._free(waiter.result())
-            raise
+        header: asyncio.Future[GroupHeader] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Request(group, is_alone, header))
+        self._hand_out_soon()
+        return await header
+
+    def _hand_out_soon(self) -> None:
+        """When all that came at once wait."""
+        if not self._is_handing_out:
+            self._is_handing_out = True
+            asyncio.get_running_loop().call_soon(self._hand_out)
 
     def _hand_out(self) -> None:
-        idle = (worker for worker in self._fleet.living if worker.is_up and not worker.num_under_way)
-        while self._waiting and (worker := next(idle, None)) is not None:
-            while self._waiting and (waiter := self._waiting.popleft()).done():
-                pass
-            if not waiter.done():
-                worker.num_under_way = 1
-                waiter.set_result(worker)
+        self._is_handing_out = False
+        idle = [worker for worker in self._fleet.living if worker.is_up and not worker.num_under_way]
+        while idle and (requests := self._next_requests()):
+            worker = idle.pop(0)
+            worker.num_under_way = len(requests)
+            self._fleet.in_background(self._score(worker, requests))
+
+    def _next_requests(self) -> list[_Request]:
+        """As many of those waiting as are scored in `BATCH_S`, one at least; one that must be alone is."""
+        requests: list[_Request] = []
+        while self._waiting and len(requests) < max(1.0, BATCH_S / self._group_s):
+            if self._waiting[0].header.done():
+                self._waiting.popleft()
+                continue
+            if requests and (requests[0].is_alone or self._waiting[0].is_alone):
+                break
+            requests.append(self._waiting.popleft())
+        return requests
+
+    async def _score(self, worker: RewardWorker, requests: list[_Request]) -> None:
+        picks, batches = packed([request.group for request in requests])
+        reply, scored = worker.actor.score.options(num_returns=2).remote(picks, *batches)
+        try:
+            headers, seconds = await remote.fetch(reply, self._config.timeout_s)
+        except TimeoutError as error:
+            reason = f"no answer in rewards.timeout_s={self._config.timeout_s}"
+            self._fleet.lose(worker, reason, counts=False)
+            _fail(requests, error)
+        except remote.ActorGoneError as error:
+            self._fleet.lose(worker, error, counts=False)
+            _fail(requests, remote.ActorGoneError(f"{worker.id} died: {error}"))
+        except Exception as error:
+            _fail(requests, error)
+        else:
+            self._group_s = (self._group_s + seconds / len(requests)) / 2
+            worker.groups_done += _deliver(requests, headers, scored)
+            worker.last_done_s = asyncio.get_running_loop().time()
+        finally:
+            self._free(worker)
 
     def _free(self, worker: RewardWorker) -> None:
         worker.num_under_way = 0
         if worker.state is WorkerState.DRAINING:
             self._fleet.notify()
-        self._hand_out()
+        self._hand_out_soon()
 
     async def _open(self, worker: RewardWorker) -> None:
         if worker.state is not WorkerState.DEAD:
             worker.enter(WorkerState.SERVING)
-            self._hand_out()
+            self._hand_out_soon()
 
     async def _until_empty(self, worker: RewardWorker) -> None:
         while worker.num_under_way and worker.state is not WorkerState.DEAD:
@@ -215,9 +257,30 @@ class RewardPool:
             while True:
                 await self._fleet.changed()
         except Exception as error:
-            for waiter in self._waiting:
-                if not waiter.done():
-                    waiter.set_exception(error)
+            for request in self._waiting:
+                if not request.header.done():
+                    request.header.set_exception(error)
+
+
+def _fail(requests: list[_Request], error: Exception) -> None:
+    for request in requests:
+        if not request.header.done():
+            request.header.set_exception(error if len(requests) == 1 else _BatchFailedError())
+
+
+def _deliver(requests: list[_Request], headers: list[GroupHeader | AlphaDriveError], scored: Any) -> int:
+    """Tell each how it ended; `scored` refers to the groups that have a header. Returns their number."""
+    index = 0
+    for request, header in zip(requests, headers, strict=True):
+        is_waiting = not request.header.done()
+        if isinstance(header, AlphaDriveError):
+            if is_waiting:
+                request.header.set_exception(header)
+            continue
+        if is_waiting:
+            request.header.set_result(dataclasses.replace(header, scored=BatchItem(scored, index)))
+        index += 1
+    return index
 
 
 def _none_left(reason: str) -> Exception:

@@ -17,10 +17,12 @@ from alphadrive.config import RolloutConfig
 from alphadrive.errors import AlphaDriveError, EngineDiedError, LearnerError
 from alphadrive.types import DrivingQuery, WeightVersion
 from cluster import remote
+from cluster.batches import BatchItem
 from cluster.dispatch import Dispatcher
 from cluster.engine_handle import Engine
+from cluster.exchange import Drawn, Line
 from cluster.fleet import GONE, Craft, Fleet
-from cluster.headers import GroupReceipt, check_receipt
+from cluster.headers import check_receipt
 from cluster.health import HealthWatch
 from cluster.restarts import RestartPolicy
 from cluster.trials import Trials
@@ -31,6 +33,10 @@ from rollout.settings import EngineSettings, Sampling
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 600.0
+PERIOD_S = 0.004
+"""Between two exchanges with any engines, so that there are no more of them with more engines."""
+LONGEST_PERIOD_S = 0.25
+"""Between two with the same engine."""
 
 
 class RolloutPool:
@@ -89,8 +95,8 @@ class RolloutPool:
         self._fleet.in_background(self._health.run())
         await self._fleet.start(self._config.num_workers)
 
-    async def generate(self, ticket: int, query: DrivingQuery) -> object:
-        """Draw a group; returns a reference to it.
+    async def generate(self, ticket: int, query: DrivingQuery) -> BatchItem:
+        """Draw a group; returns where it is.
 
         Raises RolloutError when the group is given up (see `cluster.trials`), EngineDiedError when no
         engine can be had any more.
@@ -98,13 +104,12 @@ class RolloutPool:
         sampling = self._group_sampling(query)
         held: WeightVersion | None = None
 
-        async def start(engine: Engine) -> tuple[GroupReceipt, object]:
+        def start(engine: Engine) -> asyncio.Future[Drawn]:
             nonlocal held
             held = engine.version
-            receipt, group = engine.actor.generate.options(num_returns=2).remote(ticket, query, sampling)
-            return await remote.fetch_or_cancel(receipt, self._config.request_timeout_s), group
+            return engine.line.order(ticket, query, sampling)
 
-        def check(engine: Engine, drawn: tuple[GroupReceipt, object]) -> None:
+        def check(engine: Engine, drawn: Drawn) -> None:
             versions = (held, engine.version)
             check_receipt(drawn[0], engine.id, ticket, query, sampling.num_samples, versions)
 
@@ -202,7 +207,12 @@ class RolloutPool:
 
     def _make(self, index: int, engine_id: str) -> Engine:
         watch = ProgressWatch(self._health.limit_s, asyncio.get_running_loop().time())
-        return Engine(index, engine_id, self._spawn(index), watch)
+        actor = self._spawn(index)
+        line = Line(actor, self._config.request_timeout_s, self._period_s)
+        return Engine(index, engine_id, actor, watch, line)
+
+    def _period_s(self) -> float:
+        return min(LONGEST_PERIOD_S, len(self.engines) * PERIOD_S)
 
     async def _start_engine(self, engine: Engine) -> None:
         settings = self._settings_of(engine.index)
