@@ -15,7 +15,7 @@ the next `lag + 1` steps. Called by `cluster.loop`, from one event loop; nothing
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from itertools import islice, takewhile
+from itertools import islice
 
 from alphadrive.types import GroupHeader
 
@@ -34,6 +34,10 @@ class SlotBuffer:
         self._waiting: deque[asyncio.Future[int | None]] = deque()
         self._pending: dict[int, GroupHeader | None] = {}
         self._taken: set[int] = set()
+        self._unsettled: deque[int] = deque()
+        """Tickets whose place is not certain yet, oldest first; void ones among them."""
+        self._settled: list[tuple[int, GroupHeader]] = []
+        """Those that are certain since `settled` was called."""
         self._num_taken = self._num_settled = 0
         self._is_closed = False
         self._is_stopped = False
@@ -93,11 +97,13 @@ class SlotBuffer:
         Fewer, at last none, when the buffer is closed and no more are out. None after `stop`.
         """
         while True:
-            oldest = list(islice(self._pending.values(), num_groups))
-            ready = [header for header in oldest if header is not None]
             if self._is_stopped:
                 return []
-            if len(ready) == num_groups or (self._is_closed and len(ready) == len(oldest)):
+            self._settle()
+            num_ready = self._num_settled - self._num_taken
+            if num_ready >= num_groups or (self._is_closed and num_ready == len(self._pending)):
+                oldest = list(islice(self._pending.values(), num_groups))
+                ready = [header for header in oldest if header is not None]
                 for header in ready:
                     del self._pending[header.ticket]
                     self._taken.add(header.ticket)
@@ -109,11 +115,9 @@ class SlotBuffer:
     def settled(self) -> list[tuple[int, GroupHeader]]:
         """Groups whose place in the order of training (from 0) is certain since the last call: they are
         scored, and no older ticket is out any more."""
-        ready = takewhile(lambda header: header is not None, self._pending.values())
-        places = [(place, header) for place, header in enumerate(ready, self._num_taken) if header]
-        new = places[max(0, self._num_settled - self._num_taken) :]
-        self._num_settled = max(self._num_settled, self._num_taken + len(places))
-        return new
+        self._settle()
+        settled, self._settled = self._settled, []
+        return [(place, header) for place, header in settled if place >= self._num_taken]
 
     def release(self, headers: Sequence[GroupHeader]) -> None:
         """Free the slots of trained groups, after the weights they led to are published."""
@@ -135,6 +139,17 @@ class SlotBuffer:
         self._is_stopped = True
         self.close()
 
+    def _settle(self) -> None:
+        while self._unsettled:
+            ticket = self._unsettled[0]
+            if ticket in self._pending:
+                header = self._pending[ticket]
+                if header is None:
+                    return
+                self._settled.append((self._num_settled, header))
+                self._num_settled += 1
+            self._unsettled.popleft()
+
     async def _wait_for_change(self) -> None:
         self._waits_since_s = asyncio.get_running_loop().time()
         try:
@@ -153,5 +168,6 @@ class SlotBuffer:
                 continue
             waiter.set_result(self.next_ticket)
             self._pending[self.next_ticket] = None
+            self._unsettled.append(self.next_ticket)
             self.next_ticket += 1
             self._tickets_left -= 1

@@ -162,12 +162,15 @@ def _is_cancelled() -> bool:
 
 def choose(engines: Sequence[Engine], trials: Trials) -> Engine | None:
     """The engine that draws this group now; None while there is none."""
-    serving = [engine for engine in engines if engine.state is WorkerState.SERVING]
-    if trials.must_be_alone:
-        own = [engine for engine in serving if engine.reserved_for is trials and not engine.num_under_way]
-        return own[0] if own else None
-    shared = [engine for engine in serving if engine.reserved_for is None]
-    return min(shared, key=lambda engine: (engine is trials.last_engine, engine.num_under_way), default=None)
+    owner = trials if trials.must_be_alone else None
+    free = (
+        engine
+        for engine in engines
+        if engine.reserved_for is owner
+        and engine.state is WorkerState.SERVING
+        and not (owner is not None and engine.num_under_way)
+    )
+    return min(free, key=lambda engine: (engine is trials.last_engine, engine.num_under_way), default=None)
 
 
 def reserve(engines: Sequence[Engine], suspects: Sequence[Trials]) -> None:

@@ -99,10 +99,12 @@ class Line:
         self._numbers = itertools.count()
         self._orders: list[Order] = []
         self._dropped: list[int] = []
-        self._awaited: dict[int, asyncio.Future[Drawn]] = {}
+        self._awaited: dict[int, tuple[asyncio.Future[Drawn], float]] = {}
+        """Answers and their deadlines, the earliest first."""
         self._open: set[asyncio.Task[None]] = set()
         self._last_s = float("-inf")
         self._timer: asyncio.Handle | None = None
+        self._alarm: asyncio.Handle | None = None
         self._is_closed = False
 
     def order(self, ticket: int, query: DrivingQuery, sampling: Sampling) -> asyncio.Future[Drawn]:
@@ -111,12 +113,13 @@ class Line:
         loop = asyncio.get_running_loop()
         number = next(self._numbers)
         answer: asyncio.Future[Drawn] = loop.create_future()
-        timer = loop.call_later(self._timeout_s, _give_up, answer)
-        self._awaited[number] = answer
+        deadline_s = loop.time() + self._timeout_s
+        self._awaited[number] = (answer, deadline_s)
         self._orders.append(Order(number, ticket, query, sampling))
+        if self._alarm is None:
+            self._alarm = loop.call_at(deadline_s, self._give_up_late)
 
         def settle(_: asyncio.Future[Drawn]) -> None:
-            timer.cancel()
             if self._awaited.pop(number, None) is not None:
                 self._dropped.append(number)
                 self._call_soon()
@@ -128,8 +131,19 @@ class Line:
     def close(self) -> None:
         """The engine is gone: nothing more is sent."""
         self._is_closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for handle in (self._timer, self._alarm):
+            if handle is not None:
+                handle.cancel()
+
+    def _give_up_late(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._alarm = None
+        for answer, deadline_s in list(self._awaited.values()):
+            if deadline_s > loop.time():
+                self._alarm = loop.call_at(deadline_s, self._give_up_late)
+                return
+            if not answer.done():
+                answer.set_exception(TimeoutError())
 
     def _call_soon(self) -> None:
         if self._timer is not None or self._is_closed:
@@ -151,7 +165,7 @@ class Line:
         index = 0
         try:
             for number, ended in await remote.fetch(replies):
-                answer = self._awaited.pop(number, None)
+                answer, _ = self._awaited.pop(number, (None, 0.0))
                 if isinstance(ended, GroupReceipt):
                     if answer is not None and not answer.done():
                         answer.set_result((ended, BatchItem(groups, index)))
@@ -160,7 +174,7 @@ class Line:
                     answer.set_exception(ended)
         except Exception as error:
             awaited, self._awaited = self._awaited, {}
-            for answer in awaited.values():
+            for answer, _ in awaited.values():
                 if not answer.done():
                     answer.set_exception(error)
 
@@ -168,8 +182,3 @@ class Line:
         self._open.discard(task)
         if self._awaited and not self._open and not task.cancelled():
             self._call_soon()
-
-
-def _give_up(answer: asyncio.Future[Drawn]) -> None:
-    if not answer.done():
-        answer.set_exception(TimeoutError())

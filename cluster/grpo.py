@@ -5,6 +5,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -173,6 +174,8 @@ async def drive(attempt: Attempt, system: System) -> None:
 
 async def _to_the_end(attempt: Attempt, parts: Parts, recorder: GrpoRecorder) -> None:
     schedule, learner = make_schedule(attempt.config, attempt.version.step + 1), parts.learner
+    gc.collect()
+    gc.freeze()  # what is there by now stays, and every look at it would hold the driver up
     recorder.start()
     try:
         await run(parts, schedule)

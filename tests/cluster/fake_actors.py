@@ -185,14 +185,14 @@ class MoodyRewardActor(RewardActor):
         if worker_id in unstartable:
             os._exit(137)
 
-    def score(self, group):
+    def _scored(self, group):
         row = group.query.row
         if row == 1:
-            raise RewardError("no finite number")
+            return RewardError("no finite number")
         if row == 2 or (row == 3 and self.worker_id == "w0"):
             time.sleep(3600)
         if row == 5 or (row == 4 and self.worker_id == "w0"):
             os._exit(137)
         if row == 6:
             time.sleep(1.0)
-        return super().score(group)
+        return super()._scored(group)

@@ -37,11 +37,12 @@ def fake_group(row):
     import fake_actors
     import ray
 
+    from cluster.batches import BatchItem
     from rollout.fake import FakeEngine
 
     engine = FakeEngine(fake_actors.SETTINGS, "engine-0")
     group = asyncio.run(engine.generate(row, fake_actors.query_of_row(row), fake_actors.SAMPLING))
-    return ray.put(group)
+    return BatchItem(ray.put((group,)), 0)
 
 
 def test_a_header_says_what_the_scored_group_holds_and_the_group_stays_behind_its_reference(
@@ -57,7 +58,7 @@ def test_a_header_says_what_the_scored_group_holds_and_the_group_stays_behind_it
         return header, await header.scored
 
     header, scored = run_with(reward_pool, main)
-    assert isinstance(header.scored, ray.ObjectRef)
+    assert isinstance(header.scored.batch, ray.ObjectRef)
     totals = [reward.total for reward in scored.rewards]
     assert header.reward_mean == pytest.approx(sum(totals) / len(totals))
     assert header.num_tokens == sum(len(completion.token_ids) for completion in scored.group.completions)

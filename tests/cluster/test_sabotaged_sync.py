@@ -13,6 +13,7 @@ from alphadrive.errors import WeightSyncError
 from alphadrive.model_folder import resolve_model
 from alphadrive.types import RewardBreakdown, ScoredGroup, WeightVersion
 from cluster.actors import CONTROL, RolloutActor
+from cluster.batches import BatchItem
 from rollout.settings import UpdateReceipt
 
 pytest.importorskip("vllm")
@@ -116,7 +117,7 @@ async def _sabotage(config, folder):
         advantages = (1.0,) * half + (-1.0,) * half
         rewards = tuple(RewardBreakdown(terms={"made_up": a}, total=a) for a in advantages)
         scored = ScoredGroup(group=group, rewards=rewards, advantages=advantages)
-        await learner.step([ray.put(scored)])
+        await learner.step([BatchItem(ray.put((scored,)), 0)])
 
     async def fails(mode, message):
         await engine.actor.sabotage.remote(mode)

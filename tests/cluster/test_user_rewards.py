@@ -41,11 +41,12 @@ class Surroundings:
         import fake_actors
         import ray
 
+        from cluster.batches import BatchItem
         from rollout.fake import FakeEngine
 
         engine = FakeEngine(fake_actors.SETTINGS, "engine-0")
         engine.version = self.version
-        return ray.put(await engine.generate(ticket, query, fake_actors.SAMPLING))
+        return BatchItem(ray.put((await engine.generate(ticket, query, fake_actors.SAMPLING),)), 0)
 
     def expect(self, place, row):
         pass

@@ -189,6 +189,7 @@ def test_groups_are_dealt_out_to_the_ranks(small_ray, tmp_path, monkeypatch):
         references = [await pool_reference(pool, ticket) for ticket in range(3)]
         for place in range(3):
             learner.expect(place, row=10 + place)
+        await asyncio.sleep(0.1)
         learner.expect_rows([20, 21, 22])
         expected = [await rank.expected_rows.remote() for rank in learner._ranks]
         assert expected == [[10, 12, 20, 22], [11, 21]]
