@@ -39,7 +39,7 @@ def test_killed_and_stopped_engine_processes_are_replaced_and_every_group_is_dra
         config.rollout,
         lambda index: actor.options(num_cpus=0, max_concurrency=1000).remote(),
         lambda index: engine_settings(config, str(model), engine_index=index),
-        lambda ticket: Sampling(num_samples=8, max_new_tokens=200, seed=ticket),
+        lambda query: Sampling(num_samples=8, max_new_tokens=200, seed=query.row),
         greedy_sampling(config),
     )
     dataset = DrivingDataset(data)
