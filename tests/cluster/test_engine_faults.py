@@ -32,7 +32,9 @@ def test_killed_and_stopped_engine_processes_are_replaced_and_every_group_is_dra
 
     data = tmp_path / "train"
     assert run_command(["data", "synth", "--out", str(data), "--num", "8"]) == 0
-    config = load_config("debug", [f"data.train={data}", "rollout.hang_timeout_s=8", "rollout.num_workers=2"])
+    config = load_config(
+        "debug", [f"data.train={data}", "rollout.hang_timeout_s=20", "rollout.num_workers=2"]
+    )
     model = resolve_model("tiny")
     actor = ray.remote(concurrency_groups={CONTROL: 4})(RolloutActor)
     pool = RolloutPool(
