@@ -137,6 +137,8 @@ class RewardPool:
                 failures.append(str(error))
             except remote.ObjectGoneError as error:
                 raise GroupLostError(f"a drawn group was lost before it was scored: {error}") from error
+            except RewardWorkerDiedError:
+                raise
             except RewardError as error:
                 num_own += 1
                 failures.append(f"{type(error).__name__}: {error}")
