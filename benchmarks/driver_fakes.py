@@ -1,4 +1,4 @@
-"""What `benchmarks/driver_scaling.py` puts in the place of engines, reward workers and the learner's rank: actors
+"""Stand-ins for engines, reward workers and the learner's rank in `benchmarks/driver_scaling.py`: actors
 that wait, and groups of full size that nobody opens.
 """
 

@@ -1,20 +1,22 @@
-"""What the driver spends on a sample, and how many engines it can feed:
+"""What a sample costs the driver, and how many engines it can feed:
 
-    python benchmarks/driver_scaling.py --engines 1 2 4 8 16 32
+    python benchmarks/driver_scaling.py --engines 1 2 4 8 16 32 --json scaling.json
+    python benchmarks/driver_scaling.py --plot docs/images/driver-scaling.svg scaling.json
 
-The shipped loop, buffer, ledger, recorder, pools and learner group on a real Ray. Engines, reward workers and the
-learner's rank are real actors that do nothing but wait: an engine draws `SEATS` groups at once and ends
+The shipped loop, buffer, ledger, recorder, pools and learner group on a real Ray. Engines, reward workers and
+the learner's rank are real actors that do nothing but wait: an engine draws `SEATS` groups at once and ends
 `--rate` of them a second; what it returns is as large as a group of 8 completions of 200 tokens with
 log-probabilities, made once for each process. Nobody opens it, so that two cores have time for the driver.
 
 A line for each number of engines, over the whole steps of `--seconds`:
 
-    offered   groups a second that the engines are good for
-    groups/s  groups a second that were trained
-    linear    the share of the two
-    us/group  processor time of the driver's process, all threads, without Ray's daemons
-    us/sample the same by 8
-    busy      that processor time by the clock: above 1 where Ray's own threads run beside the event loop
+    offered     groups a second that the engines are good for
+    groups/s    groups a second that were trained
+    linear      the share of the two
+    us/group    processor time of the driver's process, all threads, without Ray's daemons
+    us/sample   the same by 8
+    loop/sample the part of the event loop's thread: it is what is full first
+    loop busy   the share of the clock in which that thread runs
 """
 
 import argparse
@@ -26,7 +28,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from driver_fakes import GROUP_SIZE, SEATS, DatedSampling, QuickRank, QuickRewards, WaitingEngine, query_of
@@ -56,21 +58,29 @@ FIRST_STEPS = 4
 NUM_ROWS = 5000
 
 
+class Reading(NamedTuple):
+    """Seconds by the clock, of the processor for the driver, and for its event loop."""
+
+    clock_s: float
+    process_s: float
+    loop_s: float
+
+
 class Meter:
     """In place of the weight sync, which costs by engine and step, not by sample: reads the clocks."""
 
     def __init__(self, stop: Any, seconds: float) -> None:
         self.seconds, self.canary_differences = [0.0], [0.0]
         self.version = WeightVersion(0, 0)
-        self.readings: list[tuple[float, float]] = []
+        self.readings: list[Reading] = []
         self._stop, self._limit_s = stop, seconds
 
     async def publish(self, version: WeightVersion) -> None:
         """A step has ended."""
         self.version = version
-        self.readings.append((time.monotonic(), time.process_time()))
+        self.readings.append(Reading(time.monotonic(), time.process_time(), time.thread_time()))
         begun = self.readings[FIRST_STEPS:]
-        if begun and begun[-1][0] - begun[0][0] > self._limit_s:
+        if begun and begun[-1].clock_s - begun[0].clock_s > self._limit_s:
             self._stop.on_stop()
 
 
@@ -130,8 +140,8 @@ class SilentProgress(RunProgress):
         """Nothing."""
 
 
-async def measure(attempt: Attempt, rate: float, seconds: float) -> list[tuple[float, float]]:
-    """Train for some seconds; the clocks (monotonic, of the process) after every step."""
+async def measure(attempt: Attempt, rate: float, seconds: float) -> list[Reading]:
+    """Train for some seconds; the clocks after every step."""
     config, placement = attempt.config, attempt.placement
     assert placement is not None
     meter = Meter(attempt.stop, seconds)
@@ -186,20 +196,20 @@ async def save_nothing(folder: Path) -> None:
     (folder / "model" / "model.safetensors").touch()
 
 
-def figures_of(readings: list[tuple[float, float]], attempt: Attempt, rate: float) -> dict[str, float]:
+def figures_of(readings: list[Reading], attempt: Attempt, rate: float) -> dict[str, float]:
     """What was measured with one number of engines."""
     num_engines = attempt.config.rollout.num_workers
     groups = (len(readings) - 1) * attempt.config.grpo.groups_per_step
-    wall_s = readings[-1][0] - readings[0][0]
-    used_s = readings[-1][1] - readings[0][1]
+    clock_s, process_s, loop_s = (last - first for first, last in zip(readings[0], readings[-1], strict=True))
     return {
         "engines": num_engines,
         "offered": num_engines * rate,
-        "groups/s": groups / wall_s,
-        "linear": groups / wall_s / (num_engines * rate),
-        "us/group": 1e6 * used_s / groups,
-        "us/sample": 1e6 * used_s / groups / GROUP_SIZE,
-        "busy": used_s / wall_s,
+        "groups/s": groups / clock_s,
+        "linear": groups / clock_s / (num_engines * rate),
+        "us/group": 1e6 * process_s / groups,
+        "us/sample": 1e6 * process_s / groups / GROUP_SIZE,
+        "loop/sample": 1e6 * loop_s / groups / GROUP_SIZE,
+        "loop busy": loop_s / clock_s,
     }
 
 
@@ -222,8 +232,8 @@ def main() -> None:
             attempt.run.close()
             found.append(figures_of(readings, attempt, args.rate))
             if num_engines == args.engines[0]:
-                print("  ".join(f"{name:>9}" for name in found[0]))
-            print("  ".join(f"{value:9.4g}" for value in found[-1].values()), flush=True)
+                print("  ".join(f"{name:>11}" for name in found[0]))
+            print("  ".join(f"{value:11.4g}" for value in found[-1].values()), flush=True)
     if args.json:
         args.json.write_text(json.dumps(found))
 

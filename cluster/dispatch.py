@@ -163,14 +163,16 @@ def _is_cancelled() -> bool:
 def choose(engines: Sequence[Engine], trials: Trials) -> Engine | None:
     """The engine that draws this group now; None while there is none."""
     owner = trials if trials.must_be_alone else None
-    free = (
-        engine
-        for engine in engines
-        if engine.reserved_for is owner
-        and engine.state is WorkerState.SERVING
-        and not (owner is not None and engine.num_under_way)
-    )
-    return min(free, key=lambda engine: (engine is trials.last_engine, engine.num_under_way), default=None)
+    best, fewest = None, 0
+    for engine in engines:  # plain, as it is run for every group over all engines
+        if engine.reserved_for is not owner or engine.state is not WorkerState.SERVING:
+            continue
+        num = len(engine.draws)
+        if owner is not None and num:
+            continue
+        if best is None or best is trials.last_engine or (num < fewest and engine is not trials.last_engine):
+            best, fewest = engine, num
+    return best
 
 
 def reserve(engines: Sequence[Engine], suspects: Sequence[Trials]) -> None:
