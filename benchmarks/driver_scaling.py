@@ -1,7 +1,6 @@
 """What a sample costs the driver, and how many engines it can feed:
 
     python benchmarks/driver_scaling.py --engines 1 2 4 8 16 32 --json scaling.json
-    python benchmarks/driver_scaling.py --plot docs/images/driver-scaling.svg scaling.json
 
 The shipped loop, buffer, ledger, recorder, pools and learner group on a real Ray. Engines, reward workers and
 the learner's rank are real actors that do nothing but wait: an engine draws `SEATS` groups at once and ends
@@ -51,7 +50,8 @@ from cluster.rollout_pool import RolloutPool
 from cluster.status import RunStatus
 from rollout.settings import EngineSettings, group_sampling
 
-SLOTS_PER_ENGINE = 2 * SEATS
+MAX_POLICY_LAG = 2
+"""A step takes as many groups as all engines draw at once; so as many again wait in the engines."""
 REWARD_WORKERS = 4
 FIRST_STEPS = 4
 """Steps before the measurement starts."""
@@ -99,7 +99,7 @@ class Rows:
 
 
 def make_attempt(folder: Path, num_engines: int) -> Attempt:
-    """A run with `SLOTS_PER_ENGINE` slots for every engine, half of them trained in a step."""
+    """A run with three slots for every group that the engines draw at once."""
     keys = {
         "data.train": folder,
         "data.eval": "null",
@@ -108,8 +108,8 @@ def make_attempt(folder: Path, num_engines: int) -> Attempt:
         "run.tensorboard": "false",
         "grpo.steps": 1_000_000,
         "grpo.group_size": GROUP_SIZE,
-        "grpo.groups_per_step": SLOTS_PER_ENGINE * num_engines // 2,
-        "grpo.max_policy_lag": 1,
+        "grpo.groups_per_step": SEATS * num_engines,
+        "grpo.max_policy_lag": MAX_POLICY_LAG,
         "checkpoint.every_steps": 1_000_000,
         "rewards.num_workers": REWARD_WORKERS,
         "rollout.num_workers": num_engines,

@@ -66,7 +66,7 @@ class DirectWorker:
 
 
 def run(monkeypatch, main, num_workers=1, seconds=0.001, **behaviour):
-    """Run `main(pool, calls, groups)`; the pool has scored groups before, so that it knows how long one takes."""
+    """Run `main(pool, calls, groups)`; the pool has scored groups before, so it knows how long one takes."""
     monkeypatch.setattr(remote, "kill", lambda actor: None)
     calls = []
 
