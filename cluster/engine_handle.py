@@ -89,6 +89,8 @@ class Engine:
         """Go on to another state. Raises ValueError where there is no way to it."""
         if state not in _NEXT[self._state]:
             raise ValueError(f"{self.id}: there is no way from {self._state} to {state}")
+        if self._state is WorkerState.SERVING and state is not WorkerState.DEAD:
+            self.line.flush()
         self._state = state
         if state is WorkerState.DEAD:
             self.settled.set()

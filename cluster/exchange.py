@@ -128,6 +128,12 @@ class Line:
         self._call_soon()
         return answer
 
+    def flush(self) -> None:
+        """Send what was ordered now: the engine serves no longer in a moment."""
+        if self._orders and self._timer is not None:
+            self._timer.cancel()
+            self._call()
+
     def close(self) -> None:
         """The engine is gone: nothing more is sent."""
         self._is_closed = True

@@ -128,6 +128,21 @@ def test_under_load_a_call_carries_what_has_gathered_since_the_one_before():
     assert run(main, seconds=many, period_s=0.1) < run(main, seconds=many, period_s=0.0) / 4
 
 
+def test_what_was_ordered_before_an_engine_stops_serving_is_sent_before():
+    async def main(line, actor):
+        await order(line, 1)
+        waiting = order(line, 2)
+        await asyncio.sleep(0.0)
+        assert actor.calls == [[1]]
+        line.flush()
+        assert actor.calls == [[1], [2]]
+        await waiting
+        line.flush()
+        assert actor.calls == [[1], [2]]
+
+    run(main, period_s=50.0)
+
+
 @pytest.mark.parametrize("how", ["cancelled", "too late"])
 def test_an_order_that_is_given_up_ends_in_the_engine_and_the_others_go_on(how):
     async def main(line, actor):
