@@ -296,6 +296,14 @@ def test_what_a_draining_engine_has_not_ended_in_time_is_drawn_elsewhere_with_it
     assert (group.ticket, group.engine_id) == (0, "engine-1")
 
 
+def demands_of(status):
+    return [
+        bundle.bundle
+        for demand in status.resource_demands.ray_task_actor_demand
+        for bundle in demand.bundles_by_count
+    ]
+
+
 def test_an_engine_that_has_no_room_waits_as_demand_on_the_cluster_and_the_others_go_on(small_ray, caplog):
     import fake_actors
     import ray
@@ -311,13 +319,10 @@ def test_an_engine_that_has_no_room_waits_as_demand_on_the_cluster_and_the_other
         group = await draw(pool, 0)
         waiting = by_id(pool, "engine-1")
         assert (waiting.state, waiting.pid, waiting.node) == (WorkerState.STARTING, None, None)
-        status = await asyncio.to_thread(get_cluster_status, ray.get_runtime_context().gcs_address)
-        demands = [
-            bundle.bundle
-            for demand in status.resource_demands.ray_task_actor_demand
-            for bundle in demand.bundles_by_count
-        ]
-        assert {"CPU": 999.0} in demands
+        address = ray.get_runtime_context().gcs_address
+        async with asyncio.timeout(60):
+            while {"CPU": 999.0} not in demands_of(await asyncio.to_thread(get_cluster_status, address)):
+                await asyncio.sleep(0.1)
         pool.resize(1)
         await until(lambda: states(pool)["engine-1"] == "DEAD")
         return group
