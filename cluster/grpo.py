@@ -84,10 +84,10 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
         raise failures.exceptions[0] from None
     finally:
         nodes.cancel()
-        remove_leftover_weights(attempt.run)
         await asyncio.gather(pool.close(), rewards.close())
         if learner is not None:
             learner.kill()
+        remove_leftover_weights(attempt.run)
 
 
 async def _train(attempt: Attempt, pool: RolloutPool, rewards: RewardPool, learner: LearnerGroup) -> None:
@@ -216,9 +216,11 @@ def make_schedule(config: Config, first_step: int) -> Schedule:
 
 
 def settings_of_engine(attempt: Attempt, index: int) -> EngineSettings:
-    """How an engine of this attempt starts: the first ones from the checkpoint's model where there is one. Once
-    the loop runs that may be removed while an engine reads it: later ones start from the run's first model, and
-    serve when they have proved the current weights."""
+    """How an engine of this attempt starts: the first ones from the checkpoint's model where there is one.
+
+    Once the loop runs that may be removed while an engine reads it: later ones start from the run's first
+    model, and serve when they have proved the current weights.
+    """
     folder = attempt.model_folder
     if attempt.checkpoint is not None and attempt.watched.buffer is None:
         folder = attempt.checkpoint.model_path
