@@ -62,7 +62,10 @@ def _config(chance: random.Random) -> Config:
     config.seed = chance.randrange(1000)
     config.run.root, config.run.name, config.run.tensorboard = f"{ROOT}/runs", "run", False
     grpo, rollout = config.grpo, config.rollout
+    config.data.train = "train"
     config.learner.num_ranks = chance.choice([1, 1, 2, 3])
+    config.learner.max_restarts = chance.choice([3, 3, 3, 1, 0])
+    config.learner.hang_timeout_s = 30.0
     grpo.groups_per_step = config.learner.num_ranks * chance.choice([1, 1, 2])
     grpo.steps = chance.randint(2, 8)
     grpo.max_policy_lag = chance.choice([0, 1, 1, 2, 4])
@@ -80,6 +83,7 @@ def _config(chance: random.Random) -> Config:
     config.rewards.max_dead_letter_share = chance.choice([50.0, 50.0, 50.0, 0.1])
     config.checkpoint.every_steps = chance.randint(1, 3)
     config.checkpoint.keep_last = chance.choice([1, 2, 2, 3])
+    config.checkpoint.keep_best = chance.choice([0, 1])
     if chance.random() < 0.3:
         config.data.eval = "eval"
         config.eval.every_steps = chance.choice([1, 2, 3])
