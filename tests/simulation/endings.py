@@ -17,6 +17,7 @@ from alphadrive.errors import (
     ResourceError,
     RolloutError,
     RunFolderError,
+    StalledError,
     WeightSyncError,
 )
 
@@ -44,6 +45,9 @@ def is_justified(error: BaseException, faults: Faults, config: Config, setting: 
     is_full = faults.any_of("disk is full")
     if isinstance(error, NonFiniteError):
         return faults.struck["step is not finite"] >= 1
+    if isinstance(error, LearnerDiedError) and "is used up" not in str(error):
+        is_start = any(f" in {method}" in str(error) for method in ("rendezvous", "start", "load"))
+        return is_start and faults.any_of(*LOSES_LEARNER)
     if isinstance(error, LearnerDiedError):
         num_losses = sum(faults.struck[name] for name in LOSES_LEARNER)
         return num_losses > config.learner.max_restarts
@@ -66,6 +70,10 @@ def is_justified(error: BaseException, faults: Faults, config: Config, setting: 
         return "every checkpoint is damaged" in str(error)
     if isinstance(error, RunFolderError):
         return is_full and "No space left" in str(error)
+    if isinstance(error, StalledError):
+        return faults.any_of("engine hangs starting")
+    if isinstance(error, ValueError):
+        return faults.any_of("engine raises something odd")
     if isinstance(error, OSError):
         return is_full and error.errno == errno.ENOSPC
     return False

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 from simulation.disk import ROOT, Disk, File, Folder, Link, OpenFile
@@ -40,7 +41,7 @@ def routed_to(disk: Disk) -> Iterator[None]:
         (os, "fsync", calls.sync_descriptor),
         (os, "close", calls.close_descriptor),
         (shutil, "rmtree", calls.rmtree),
-        (shutil, "disk_usage", lambda path: (1 << 40, 0, 1 << 40)),
+        (shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 40)),
     ]
     changes = [(module, name, _route(getattr(module, name), simulated)) for module, name, simulated in routes]
     changes += [(io, "open", open_file), (builtins, "open", open_file)]
