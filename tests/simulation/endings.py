@@ -39,6 +39,9 @@ LOSES_LEARNER = (
 )
 """Each of them may cost one restart of the learner, and no more."""
 
+STARTING = ("rendezvous", "start", "load")
+"""Calls of the learner before the run has begun: it is not restarted then."""
+
 
 def is_justified(error: BaseException, faults: Faults, config: Config, setting: Setting) -> bool:
     """Whether the faults that struck in this life explain that the run ended with this error."""
@@ -46,7 +49,7 @@ def is_justified(error: BaseException, faults: Faults, config: Config, setting: 
     if isinstance(error, NonFiniteError):
         return faults.struck["step is not finite"] >= 1
     if isinstance(error, LearnerDiedError) and "is used up" not in str(error):
-        is_start = any(f" in {method}" in str(error) for method in ("rendezvous", "start", "load"))
+        is_start = any(f"{method} did not" in str(error) or f"in {method}" in str(error) for method in STARTING)
         return is_start and faults.any_of(*LOSES_LEARNER)
     if isinstance(error, LearnerDiedError):
         num_losses = sum(faults.struck[name] for name in LOSES_LEARNER)

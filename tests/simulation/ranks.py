@@ -36,6 +36,8 @@ class Gang:
         self._world = world
         self._meetings: dict[int, dict[int, Any]] = {}
         self._met: dict[int, asyncio.Event] = {}
+        self.is_broken = False
+        """A rank has raised, and is no longer where the others are."""
         world.oracle.gang_begins(self)
 
     async def meet(self, number: int, rank: int, value: Any) -> list[Any]:
@@ -173,6 +175,8 @@ class SimulatedRank:
         met = await self._gang.meet(self._num_meetings, self._rank, (what, value))
         await self._process.sleep(0.0)
         if {name for name, _ in met} != {what}:
+            if self._gang.is_broken:
+                raise RuntimeError("Connection closed by peer")
             self._world.oracle.violation(f"the ranks were called differently: {[name for name, _ in met]}")
         return [brought for _, brought in met]
 
@@ -183,6 +187,7 @@ class SimulatedRank:
             self._process.freeze()
             await self._sleep(0.0)
         if fault == "learner rank raises":
+            self._gang.is_broken = True
             raise ValueError("a bad batch")
 
     def _difference(self, group: RolloutGroup, weights: str) -> float:
