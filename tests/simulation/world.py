@@ -11,6 +11,7 @@ import errno
 import logging
 import random
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -287,6 +288,9 @@ class World:
                     if not task.cancelled():
                         task.exception()
 
+        # The end of the driver's own task may still be on its way to stop the loop.
+        self.loop.call_soon(self.loop.stop)
+        self.loop.run_forever()
         self.loop.run_until_complete(end_all())
 
     def _between_lives(self) -> None:
@@ -383,7 +387,10 @@ def simulate(seed: int, kinds: tuple[Kind, ...], *, with_logs: bool = False) -> 
         root.addHandler(handler)
         root.setLevel(logging.INFO)
     try:
-        return world.run()
+        with warnings.catch_warnings():
+            # Of a driver that is killed before it awaits what it has made.
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            return world.run()
     finally:
         logging.disable(was_disabled)
         root.setLevel(level)
