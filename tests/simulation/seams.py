@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ray._private.auto_init_hook
 from simulation.actors import ActorProcess, Ref
 from simulation.disk import ROOT
 from simulation.settings import SimulatedDataset, scan_of
@@ -126,5 +127,7 @@ def machine(
         (cluster.control_room, "num_waiting", lambda needs: 0),
         (alphadrive.run_folder, "save_config", save_config),
         (alphadrive.run_folder, "load_config", lambda path: config),
+        # Should a call of Ray ever come through, it must not reach a cluster of this machine.
+        (ray._private.auto_init_hook, "enable_auto_connect", False),
         (sys, "unraisablehook", lambda event: None),
     ]

@@ -192,9 +192,11 @@ class World:
         context.run(CURRENT.set, self._driver)
         try:
             with replaced(fakes):
-                return context.run(self._drive)
+                try:
+                    return context.run(self._drive)
+                finally:
+                    self._wipe()
         finally:
-            self._wipe()
             self._now_s = self.loop.now_s + DOWN_S
             self._is_living = False
             self.loop.close()
