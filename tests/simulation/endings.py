@@ -47,7 +47,7 @@ def is_justified(error: BaseException, faults: Faults, config: Config, setting: 
     """Whether the faults that struck in this life explain that the run ended with this error."""
     is_full = faults.any_of("disk is full")
     if isinstance(error, NonFiniteError):
-        return faults.struck["step is not finite"] >= 1
+        return faults.any_of("step is not finite", "query whose step is not finite")
     if isinstance(error, LearnerDiedError) and "is used up" not in str(error):
         is_start = any(f"{method} did not" in str(error) or f"in {method}" in str(error) for method in STARTING)
         return is_start and faults.any_of(*LOSES_LEARNER)
@@ -68,7 +68,7 @@ def is_justified(error: BaseException, faults: Faults, config: Config, setting: 
         bad = setting.poison_rows | setting.failing_rows | setting.raising_rows | setting.hanging_rows
         return bool(faults.struck) or bool(bad)
     if isinstance(error, CheckpointWriteError):
-        return is_full
+        return is_full and ("it is the run's last" in str(error) or "3. in a row" in str(error))
     if isinstance(error, CheckpointError):
         return "every checkpoint is damaged" in str(error)
     if isinstance(error, RunFolderError):

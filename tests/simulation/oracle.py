@@ -390,8 +390,11 @@ class Oracle:
         if len(self._open) > self._num_slots:
             self.violation(f"I6 {len(self._open)} queries are open, {self._num_slots} slots")
 
-    def at_the_end(self, counts: dict[str, dict[str, int]]) -> None:
-        """The run is finished; `counts` is what its summary says of every epoch."""
+    def at_the_end(self, counts: dict[str, dict[str, int]], step: int) -> None:
+        """The run is finished; `counts` and `step` are what its summary says of every epoch, and of all."""
+        if self.published is not None:
+            has_last = self.published.step == step
+            self.check(has_last, f"I2 finished at step {step}, the engines hold {self.published}")
         if self.ledger is None and self.chosen is not None:
             self.history = self.chosen.history.copy()
         self.check(not self._open, f"I1 the run is over and tickets {sorted(self._open)} have not ended")

@@ -117,7 +117,11 @@ class SimulatedRank:
         self._world.oracle.check(told == rows, f"I6 {self._process} was told to expect {told}, gets {rows}")
         await self._sleep(self._uniform(0.1, 3.0))
         await self._fail(fault)
-        met = await self._meet("step", (groups, fault != "step is not finite"))
+        is_finite = fault != "step is not finite"
+        if any(row in self._world.overflowing_rows for row in rows):
+            self._world.faults.strike("query whose step is not finite")
+            is_finite = False
+        met = await self._meet("step", (groups, is_finite))
         result = self._world.once(
             (self._gang, self._num_meetings),
             lambda: self._gang.step([share for share, _ in met], all(is_finite for _, is_finite in met)),

@@ -20,7 +20,8 @@ AMPLE = 10_000
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One seed's run. Rows: `poison` kills every engine that draws it, `failing` is refused by all,
-    `raising` and `hanging` do that to every reward worker; none of them is a canary's."""
+    `raising` and `hanging` do that to every reward worker, a step on `overflowing` is not finite; none of
+    them is a canary's."""
 
     config: Config
     num_rows: int
@@ -31,12 +32,13 @@ class Setting:
     failing_rows: frozenset[int]
     raising_rows: frozenset[int]
     hanging_rows: frozenset[int]
+    overflowing_rows: frozenset[int]
 
 
 def setting_of(chance: random.Random) -> Setting:
     """Draw a run."""
     config = _config(chance)
-    num_rows = chance.randint(6, 40)
+    num_rows = chance.randint(7, 40)
     plans = tuple(chance.choice(["KEEP", "KEEP", "KEEP", "STOP"]) for _ in range(num_rows))
     config.data.num_rows = num_rows
     config.data.sampling = chance.choice(["uniform", "uniform", "balanced"])
@@ -45,7 +47,7 @@ def setting_of(chance: random.Random) -> Setting:
     else:
         order = balanced_order(plans, config.seed)
     canaries = {0, num_rows // 2}
-    bad = chance.sample([row for row in range(num_rows) if row not in canaries], 4)
+    bad = chance.sample([row for row in range(num_rows) if row not in canaries], 5)
     bad_rows = [frozenset({row} if chance.random() < 0.1 else ()) for row in bad]
     return Setting(
         config,

@@ -87,6 +87,7 @@ class World:
         self.config, self.num_rows, self.flat_share = setting.config, setting.num_rows, setting.flat_share
         self.poison_rows, self.failing_rows = setting.poison_rows, setting.failing_rows
         self.raising_rows, self.hanging_rows = setting.raising_rows, setting.hanging_rows
+        self.overflowing_rows = setting.overflowing_rows
         self.oracle = Oracle(setting, self.say)
         self.disk = Disk(self._before_change)
         self.outside = Process("outside")
@@ -239,12 +240,11 @@ class World:
 
     def _ended(self, result: RunResult) -> str:
         """The command returned."""
-        counts = result.summary["grpo"]["epochs"]
-        self.oracle.at_the_end(counts)
+        step = result.summary["grpo"]["steps"]
+        self.oracle.at_the_end(result.summary["grpo"]["epochs"], step)
         if result.status == "no_signal":
             self.oracle.check(self.oracle.has_no_signal(), "no_signal, and there was one")
         else:
-            step = result.summary["grpo"]["steps"]
             self.oracle.check(result.status == "finished", f"the run returned and is {result.status}")
             self.oracle.check(step == self.config.grpo.steps, f"finished at step {step}")
         self.say(f"the run is over: {result.status}")
