@@ -2,7 +2,8 @@
 
 An edit replaces a piece of one function's source that must be there exactly once, and the function is
 compiled again in its module. So a mutant is always the shipped code but for the edit; when the code is rewritten
-so that the piece is gone, the mutant says so.
+so that the piece is gone, the mutant says so. The seed of each is only where to look first: any that fails will
+do. `python -m simulation --mutants` tells them anew.
 """
 
 import importlib
@@ -289,7 +290,7 @@ RECOVERY_MUTANTS = (
         0,
         "cluster.grpo:_train",
         "await sync.publish(learner.version)",
-        "pass",
+        "if not sync.seconds: await sync.publish(learner.version)",
     ),
     one(
         "a restarted learner begins with the starting model",

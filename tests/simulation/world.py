@@ -70,6 +70,8 @@ class Report:
     num_checks: int = 0
     simulated_s: float = 0.0
     injected: Counter[str] = field(default_factory=Counter)
+    lives: Counter[str] = field(default_factory=Counter)
+    """How the lives of the driver ended."""
 
 
 class World:
@@ -148,7 +150,8 @@ class World:
         report = self.report
         with self._patched():
             CURRENT.set(self.outside)
-            self.disk.mkdir(f"{ROOT}/shm")
+            self.disk.mkdir(str(WEIGHTS_FOLDER))
+            self.disk.root.sync()
             while not report.ending and not self.oracle.violations:
                 report.num_lives += 1
                 if report.num_lives > MAX_LIVES:
@@ -207,9 +210,11 @@ class World:
         try:
             return self._ended(execute("grpo", self.config, train_on_ray, resume=True))
         except (Interrupted, ProcessKilled):
+            self.report.lives["killed"] += 1
             return ""
         except KeyboardInterrupt:
             self.say("the run stopped as it was told")
+            self.report.lives["stopped as told"] += 1
             was_told = any(name.startswith("run is told") for name in self.faults.struck)
             self.oracle.check(was_told, "the run was interrupted and nobody asked")
             return ""
@@ -248,12 +253,14 @@ class World:
             self.oracle.check(result.status == "finished", f"the run returned and is {result.status}")
             self.oracle.check(step == self.config.grpo.steps, f"finished at step {step}")
         self.say(f"the run is over: {result.status}")
+        self.report.lives[result.status] += 1
         return result.status
 
     def _ended_by(self, error: BaseException) -> str:
         """The command raised: with reason?"""
         said = f"{type(error).__name__}: {error}"
         self.say(f"the run ends with {said}")
+        self.report.lives[type(error).__name__] += 1
         if not is_justified(error, self.faults, self.config, self._setting):
             self.oracle.violation(
                 f"the run ended with {said} and no fault of {dict(self.faults.struck)} explains it"
