@@ -176,7 +176,7 @@ class World:
     def _live(self) -> str:
         """One life of the driver; how the run ended, "" if it goes on."""
         number = self.report.num_lives
-        num_faults = self.chance.randint(0, 6) if number <= NUM_LIVES_WITH_FAULTS else 0
+        num_faults = self.chance.randint(0, 9) if number <= NUM_LIVES_WITH_FAULTS else 0
         self.faults = Faults(self.chance, num_faults, self.report.injected, self._kinds)
         self._driver = Process(f"driver {number}")
         self._is_power_cut, self._num_full, self._is_over = False, 0, False
@@ -360,7 +360,8 @@ class World:
             raise ProcessKilled
         if process is self.outside or not path.startswith(f"{ROOT}/runs"):
             return
-        fault = self.fault_at("disk.checkpoint" if "/checkpoints" in path else "disk.records")
+        places = [name for name in ("checkpoint", "summary") if name in path]
+        fault = self.fault_at(f"disk.{places[0] if places else 'records'}")
         if fault == "disk is full":
             self._num_full = self.chance.randint(1, 20)
         elif fault is not None:
