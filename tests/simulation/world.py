@@ -21,7 +21,7 @@ from typing import Any
 
 import ray
 from simulation.actors import CURRENT, ActorProcess, ActorSystem, Process, ProcessKilled, SimulatedRay
-from simulation.disk import ROOT, Disk, File
+from simulation.disk import ROOT, Disk, File, Folder
 from simulation.endings import is_justified
 from simulation.faults import Faults, Kind
 from simulation.happenings import Happenings
@@ -98,6 +98,7 @@ class World:
         self._now_s = 0.0
         self._is_living = self._is_over = self._is_power_cut = False
         self._num_full = 0
+        self._rotten: list[Folder] = []
         self._gangs: dict[int, Gang] = {}
         self._ports = 0
         self._done: dict[Any, Any] = {}
@@ -317,6 +318,9 @@ class World:
         if not names:
             return
         newest = f"{folder}/{max(names)}"
+        if any(each is self.disk.folder(newest) for each in self._rotten):
+            return
+        self._rotten.append(self.disk.folder(newest))
         self.oracle.damaged(name_of(Path(newest)))
         path = self.chance.choice(self.disk.files(newest))
         file = self.disk.find(path)
