@@ -127,12 +127,16 @@ class Fleet(Generic[W]):
         return [*map(_status, self.living), *(status for _, status in self._dead)]
 
     async def close(self) -> None:
-        """Close all workers; what was asked of the fleet before is forgotten."""
+        """Close all workers; what was asked of the fleet before is forgotten. Cut off, it kills them."""
         self._is_closing = True
         for task in list(self._tasks):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(self._close(worker) for worker in list(self.living)))
+        try:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*(self._close(worker) for worker in list(self.living)))
+        finally:
+            for worker in list(self.living):
+                self._bury(worker)
 
     async def changed(self) -> None:
         """Wait until something may have become possible. Raises what ended the fleet."""

@@ -2,7 +2,8 @@
 
 An edit replaces a piece of one function's source that must be there exactly once, and the function is
 compiled again in its module. So a mutant is always the shipped code but for the edit; when the code is rewritten
-so that the piece is gone, the mutant says so.
+so that the piece is gone, the mutant says so. The seed of each is only where to look first: any that fails will
+do. `python -m simulation --mutants` tells them anew.
 """
 
 import importlib
@@ -111,8 +112,8 @@ LOOP_MUTANTS = (
             Edit(TRAIN, "        is_eval_due = ", "        buffer.release(headers)\n        is_eval_due = "),
         ),
     ),
-    one("the last weights are not published", 0, TRAIN, "if published != learner.version:", "if False:"),
-    one("a step that was not applied counts as trained", 0, TRAIN, "if result.was_updated:", "if True:"),
+    one("the last weights are not published", 8, TRAIN, "if published != learner.version:", "if False:"),
+    one("a step that was not applied counts as trained", 5, TRAIN, "if result.was_updated:", "if True:"),
     one(
         "groups without signal are trained",
         0,
@@ -122,7 +123,7 @@ LOOP_MUTANTS = (
     ),
     one(
         "a dead letter keeps its slot",
-        0,
+        8,
         ROLL_OUT,
         "queries.settle(ticket, Outcome.DEAD_LETTERED, error=error)\n            buffer.void(ticket)",
         "queries.settle(ticket, Outcome.DEAD_LETTERED, error=error)",
@@ -147,49 +148,49 @@ LEDGER_MUTANTS = (
     ),
     one(
         "a query whose step was not applied is forgotten",
-        0,
+        25,
         f"{LEDGER}.give_back",
         "self._given_back.append(issue.draw)",
         "pass",
     ),
     one(
         "a query whose step was not applied is asked for ever",
-        0,
+        82,
         f"{LEDGER}.give_back",
         "issue.tries == MAX_TRIES or",
         "",
     ),
     one(
         "a resumed ledger asks again for what had ended",
-        0,
+        5,
         f"{LEDGER}._draws",
         "if number not in ended:",
         "if True:",
     ),
     one(
         "the seed of a query follows from its ticket",
-        0,
+        17,
         f"{LEDGER}.take",
         "sampling_seed(self._seed, draw.epoch, query.query_id, turn, tries)",
         "ticket",
     ),
     one(
         "the ledger is not resumed",
-        0,
+        5,
         "cluster.grpo:_make_ledger",
         'attempt.saved.get("queries")',
         "None",
     ),
     one(
         "tickets start anew after a resume",
-        0,
+        5,
         "cluster.grpo:drive",
         "num_groups, ledger.next_ticket)",
         "num_groups, 0)",
     ),
     one(
         "an attempt takes the number of the one before",
-        0,
+        5,
         "cluster.resuming:_next_attempt",
         "max(before, default=-1) + 1",
         "max(before, default=0)",
@@ -197,76 +198,76 @@ LEDGER_MUTANTS = (
 )
 
 ENGINE_MUTANTS = (
-    one("engines draw while they are updated", 0, f"{POOL}.begin_sync", "engine.enter(WorkerState.STALE)", "pass"),
+    one("engines draw while they are updated", 15, f"{POOL}.begin_sync", "engine.enter(WorkerState.STALE)", "pass"),
     Mutant(
         "no version fence: groups do not wait for the proof",
-        0,
+        9,
         (Edit(f"{POOL}.begin_sync", "engine.settled.clear()", "pass"), NEXT_VERSIONS),
     ),
     Mutant(
         "no version fence: what a fenced engine drew is accepted",
-        0,
+        55,
         (Edit(f"{DISPATCHER}._is_accepted", "if engine.was_fenced:", "if False:"), NEXT_VERSIONS),
     ),
     one(
         "a restarted engine serves without the weights",
-        0,
+        6,
         f"{POOL}._bring_weights",
         "await self.catch_up(engine)",
         "self.admit(engine)",
     ),
     one(
         "groups wait for ever for a lost engine",
-        0,
+        55,
         "cluster.engine_handle:Engine.enter",
         "self.settled.set()",
         "pass",
     ),
     one(
         "groups go to engines that are not proved",
-        0,
+        15,
         "cluster.dispatch:choose",
         "if engine.state is WorkerState.SERVING",
         "if engine.is_up",
     ),
     one(
         "what an engine returns is not checked",
-        0,
+        25,
         "cluster.headers:check_receipt",
         "if problem is not None:",
         "if False:",
     ),
     one(
         "engines are admitted without the canary",
-        0,
+        68,
         f"{SYNC}._prove_in_turn",
         "self._limit.check(engine.id, version, difference)",
         "pass",
     ),
     one(
         "the digest is not compared",
-        0,
+        58,
         f"{SYNC}._update",
         "check_digest(engine.id, weights, receipt.sha256, version)",
         "pass",
     ),
     one(
         "an engine catches up while the learner steps",
-        0,
+        6,
         f"{SYNC}.catch_up",
         "async with self._learner.lock:",
         "if True:",
     ),
     one(
         "a node that leaves keeps its engines",
-        0,
+        17,
         f"{POOL}.drain_node",
         "self._fleet.drain_node(node_id, deadline_s)",
         "pass",
     ),
     one(
         "a reward that failed is zero",
-        0,
+        4,
         "cluster.reward_pool:RewardPool.score",
         'raise RewardError(f"failed {len(failures)} times: {failures[-1]}")',
         "drawn = await group\n"
@@ -279,7 +280,7 @@ ENGINE_MUTANTS = (
 RECOVERY_MUTANTS = (
     one(
         "a restarted learner keeps its attempt",
-        0,
+        96,
         "cluster.launch:Attempt.begin_again",
         "max(start.version.attempt, self.version.attempt + 1)",
         "self.version.attempt",
@@ -289,29 +290,29 @@ RECOVERY_MUTANTS = (
         0,
         "cluster.grpo:_train",
         "await sync.publish(learner.version)",
-        "pass",
+        "if not sync.seconds: await sync.publish(learner.version)",
     ),
     one(
         "a restarted learner begins with the starting model",
-        0,
+        11,
         "cluster.recovery:_go_back",
         "checkpoint.path if checkpoint else None",
         "None",
     ),
     one(
         "old checkpoints go before the new one is there",
-        0,
+        63,
         f"{STORE}.begin",
         "temporary = self._temporary(step)",
         "[shutil.rmtree(old.path) for old in self.all()[: len(self.all()) - self.keep_last + 1]]\n"
         "    temporary = self._temporary(step)",
     ),
-    one("files of a checkpoint are not synced", 0, "alphadrive.manifest:seal", "fsync_path(file)", "pass"),
-    one("the rename of a checkpoint is not synced", 0, f"{STORE}.commit", "fsync_path(self.folder)", "pass"),
-    one("checkpoints are not verified", 0, f"{STORE}.latest", "verify(checkpoint.path)", "pass"),
+    one("files of a checkpoint are not synced", 11, "alphadrive.manifest:seal", "fsync_path(file)", "pass"),
+    one("the rename of a checkpoint is not synced", 60, f"{STORE}.commit", "fsync_path(self.folder)", "pass"),
+    one("checkpoints are not verified", 12, f"{STORE}.latest", "verify(checkpoint.path)", "pass"),
     one(
         "a full disk ends the run",
-        0,
+        128,
         "cluster.checkpointing:CheckpointWriter.write",
         "except (OSError, CheckpointWriteError) as error:",
         "except ZeroDivisionError as error:",
@@ -319,7 +320,7 @@ RECOVERY_MUTANTS = (
     # Once shipped, found by the simulation.
     one(
         "a learner that was up before the others is left",
-        0,
+        13,
         RUN,
         "learner = attempt.watched.learner = await _start_learner(attempt, placement)",
         "started = await _start_learner(attempt, placement)\n        await pool.start()\n"
@@ -327,14 +328,21 @@ RECOVERY_MUTANTS = (
     ),
     one(
         "weights of an export that was cut off are left",
-        0,
+        29,
         RUN,
         "            remove_leftover_weights(attempt.run)\n",
         "",
     ),
     one(
+        "a close that is cut off leaves workers",
+        74,
+        "cluster.fleet:Fleet.close",
+        "self._bury(worker)",
+        "pass",
+    ),
+    one(
         "a summary of an attempt before is the result",
-        0,
+        74,
         "cluster.resuming:_is_of_finished",
         "return is_finished and summary.get(\"attempt\") == status.get(\"attempt\")",
         "return status.get(\"status\") == \"finished\" and bool(summary)",

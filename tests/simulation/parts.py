@@ -80,7 +80,7 @@ class SimulatedEngine:
         self, fault: str | None, ticket: int, query: DrivingQuery, sampling: Any
     ) -> tuple[GroupReceipt, RolloutGroup]:
         self._raise_if_dead()
-        seconds = self._uniform(0.02, 0.2) if ticket < 0 else self._uniform(0.2, 4.0)
+        seconds = self._uniform(0.02, 0.8) if ticket < 0 else self._uniform(0.2, 4.0)
         drawn = [(self._version, self._computes)]
         await self._draw(seconds / 2)
         await self._misbehave(fault, query)

@@ -21,7 +21,7 @@ from typing import Any
 
 import ray
 from simulation.actors import CURRENT, ActorProcess, ActorSystem, Process, ProcessKilled, SimulatedRay
-from simulation.disk import ROOT, Disk, File
+from simulation.disk import ROOT, Disk, File, Folder
 from simulation.endings import is_justified
 from simulation.faults import Faults, Kind
 from simulation.happenings import Happenings
@@ -70,6 +70,8 @@ class Report:
     num_checks: int = 0
     simulated_s: float = 0.0
     injected: Counter[str] = field(default_factory=Counter)
+    lives: Counter[str] = field(default_factory=Counter)
+    """How the lives of the driver ended."""
 
 
 class World:
@@ -96,6 +98,7 @@ class World:
         self._now_s = 0.0
         self._is_living = self._is_over = self._is_power_cut = False
         self._num_full = 0
+        self._rotten: list[Folder] = []
         self._gangs: dict[int, Gang] = {}
         self._ports = 0
         self._done: dict[Any, Any] = {}
@@ -148,7 +151,8 @@ class World:
         report = self.report
         with self._patched():
             CURRENT.set(self.outside)
-            self.disk.mkdir(f"{ROOT}/shm")
+            self.disk.mkdir(str(WEIGHTS_FOLDER))
+            self.disk.root.sync()
             while not report.ending and not self.oracle.violations:
                 report.num_lives += 1
                 if report.num_lives > MAX_LIVES:
@@ -173,7 +177,7 @@ class World:
     def _live(self) -> str:
         """One life of the driver; how the run ended, "" if it goes on."""
         number = self.report.num_lives
-        num_faults = self.chance.randint(0, 6) if number <= NUM_LIVES_WITH_FAULTS else 0
+        num_faults = self.chance.randint(0, 9) if number <= NUM_LIVES_WITH_FAULTS else 0
         self.faults = Faults(self.chance, num_faults, self.report.injected, self._kinds)
         self._driver = Process(f"driver {number}")
         self._is_power_cut, self._num_full, self._is_over = False, 0, False
@@ -207,9 +211,11 @@ class World:
         try:
             return self._ended(execute("grpo", self.config, train_on_ray, resume=True))
         except (Interrupted, ProcessKilled):
+            self.report.lives["killed"] += 1
             return ""
         except KeyboardInterrupt:
             self.say("the run stopped as it was told")
+            self.report.lives["stopped as told"] += 1
             was_told = any(name.startswith("run is told") for name in self.faults.struck)
             self.oracle.check(was_told, "the run was interrupted and nobody asked")
             return ""
@@ -248,12 +254,14 @@ class World:
             self.oracle.check(result.status == "finished", f"the run returned and is {result.status}")
             self.oracle.check(step == self.config.grpo.steps, f"finished at step {step}")
         self.say(f"the run is over: {result.status}")
+        self.report.lives[result.status] += 1
         return result.status
 
     def _ended_by(self, error: BaseException) -> str:
         """The command raised: with reason?"""
         said = f"{type(error).__name__}: {error}"
         self.say(f"the run ends with {said}")
+        self.report.lives[type(error).__name__] += 1
         if not is_justified(error, self.faults, self.config, self._setting):
             self.oracle.violation(
                 f"the run ended with {said} and no fault of {dict(self.faults.struck)} explains it"
@@ -310,6 +318,9 @@ class World:
         if not names:
             return
         newest = f"{folder}/{max(names)}"
+        if any(each is self.disk.folder(newest) for each in self._rotten):
+            return
+        self._rotten.append(self.disk.folder(newest))
         self.oracle.damaged(name_of(Path(newest)))
         path = self.chance.choice(self.disk.files(newest))
         file = self.disk.find(path)
@@ -353,7 +364,8 @@ class World:
             raise ProcessKilled
         if process is self.outside or not path.startswith(f"{ROOT}/runs"):
             return
-        fault = self.fault_at("disk.checkpoint" if "/checkpoints" in path else "disk.records")
+        places = [name for name in ("checkpoint", "summary") if name in path]
+        fault = self.fault_at(f"disk.{places[0] if places else 'records'}")
         if fault == "disk is full":
             self._num_full = self.chance.randint(1, 20)
         elif fault is not None:
