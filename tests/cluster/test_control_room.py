@@ -83,7 +83,7 @@ def with_door(attempt, visit):
                 await asyncio.sleep(1.5)
                 result = await visit()
                 if not attempt.stop.was_asked:
-                    attempt.stop.ask()
+                    attempt.stop.ask("stopped by Ctrl-C")
                 await training
                 return result
 

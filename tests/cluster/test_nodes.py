@@ -48,7 +48,7 @@ def test_a_node_that_joins_is_used_and_one_that_goes_away_is_emptied_before_its_
         RolloutConfig(num_workers=1, hang_timeout_s=20.0, request_timeout_s=60.0),
         lambda index: actor.options(num_cpus=1).remote(delay_s=1.0),
         lambda index: SETTINGS,
-        lambda ticket: SAMPLING,
+        lambda query: SAMPLING,
         SAMPLING,
     )
 

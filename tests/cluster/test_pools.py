@@ -29,7 +29,7 @@ def make_pool(num_workers=2, delay_s=0.0, options=None, **config):
         RolloutConfig(num_workers=num_workers, **(patience | config)),
         lambda index: actor.options(num_cpus=0).remote(delay_s=delay_s, **(options or {})),
         lambda index: fake_actors.SETTINGS,
-        lambda ticket: fake_actors.SAMPLING,
+        lambda query: fake_actors.SAMPLING,
         fake_actors.SAMPLING,
     )
 
