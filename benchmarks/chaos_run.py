@@ -33,6 +33,7 @@ from cluster.workers import WorkerState, WorkerStatus
 ROOT = Path(__file__).resolve().parents[1]
 NUM_ROWS = 64
 CPUS_OF_A_NODE = 2
+NODE_TRIES = 6
 NODE_BACK_S = 5.0
 """A node that was lost is followed by a new one so much later."""
 PR_SET_CHILD_SUBREAPER = 36
@@ -87,12 +88,11 @@ class Nodes:
     """The cluster. A node that is lost is replaced by `tend`, a little later."""
 
     def __init__(self) -> None:
-        self._cluster = patiently(
-            Cluster, initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-        )
+        self._cluster = Cluster()
+        self._add(num_cpus=0, include_dashboard=False)
         self._due_s: list[float] = []
         for _ in range(2):
-            self._add()
+            self._add(num_cpus=CPUS_OF_A_NODE)
 
     @property
     def address(self) -> str:
@@ -116,23 +116,34 @@ class Nodes:
     def tend(self) -> None:
         """Add the nodes that are due. In the main thread only: Ray sets signal handlers."""
         while self._due_s and time.monotonic() >= self._due_s[0]:
-            self._add()
+            self._add(num_cpus=CPUS_OF_A_NODE)
             self._due_s.pop(0)
 
     def shutdown(self) -> None:
         """End the cluster."""
         self._cluster.shutdown()
 
-    def _add(self) -> None:
-        patiently(self._cluster.add_node, num_cpus=CPUS_OF_A_NODE)
+    def _add(self, **options: Any) -> None:
+        """Add a node. Ray gives its processes 30 s to start, which a busy machine may not make: so again."""
+        cluster = self._cluster
+        for tries_left in reversed(range(NODE_TRIES)):
+            head, workers, before = cluster.head_node, set(cluster.worker_nodes), set(_ray_processes())
+            try:
+                cluster.add_node(**options)
+                return
+            except Exception:  # Ray raises bare Exceptions here
+                if not tries_left:
+                    raise
+                cluster.head_node, cluster.worker_nodes = head, workers
+                for process in set(_ray_processes()) - before:
+                    process.kill()
 
 
-def patiently(call: Any, **options: Any) -> Any:
-    """Ray gives its processes 30 s to start, which a busy machine may not make."""
-    for _ in range(2):
-        with suppress(Exception):
-            return call(**options)
-    return call(**options)
+def _ray_processes() -> list[psutil.Process]:
+    """What this process has started for nodes: Ray's own, no workers."""
+    own = ("gcs_server", "raylet", "dashboard", "monitor")
+    children = alive(psutil.Process().children())
+    return [child for child in children if any(name in " ".join(child.cmdline()) for name in own)]
 
 
 class RunUnderTest:
