@@ -5,17 +5,19 @@
 The parts are real: vLLM engines, reward workers, DeepSpeed ranks, the driver as its own process. Kinds of
 faults are dealt from a shuffled pack, so that each comes as often as the others; a fault waits for the one
 before to be recovered. Prints faults, times of recovery, throughput kept and groups lost or repeated, and
-writes the same as JSON. Exit code 1 when a fault is not recovered in time, a group is lost or repeated, or
-anything is left behind.
+writes the same as JSON, the driver's log beside it. Exit code 1 when a fault is not recovered in time, a
+group is lost or repeated, or anything is left behind.
 """
 
 import argparse
 import json
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from chaos_checks import Account, account_of
 from chaos_faults import Chaos
 from chaos_recovery import POLL_S, Mark, Recovery, wait_for_recovery
 from chaos_report import report_of, text_of
-from chaos_run import Nodes, RunUnderTest, Size, alive, descendants, keep_orphans, make_data
+from chaos_run import Nodes, RunUnderTest, Size, alive, command_of, descendants, keep_orphans, make_data
 
 from alphadrive.run_folder import RunFolder
 from cluster.launch import WEIGHTS_FOLDER, weights_prefix
@@ -40,6 +42,7 @@ KINDS = (
     "driver-kill-damage",
     "node-loss",
 )
+START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 300.0
 INTERRUPTED = 130
 LEFT_S = 60.0
@@ -77,7 +80,7 @@ def soak(run: RunUnderTest, plan: Plan) -> Soak:
     rng = random.Random(plan.seed)
     run.start()
     try:
-        wait_for_steps(run, 3, plan.cap_s)
+        wait_until_staffed(run, START_TIMEOUT_S, steps=3)
         started_s, first = time.monotonic(), run.status()["step"]
         while time.monotonic() - started_s < plan.baseline_s:
             run.driver_must_live()
@@ -89,7 +92,7 @@ def soak(run: RunUnderTest, plan: Plan) -> Soak:
         found.chaos_s = time.monotonic() - started_s - found.baseline_s
         found.chaos_steps = run.status()["step"] - reached
         found.problems += end(run)
-    except (TimeoutError, ChildProcessError) as error:
+    except (TimeoutError, ChildProcessError, subprocess.TimeoutExpired) as error:
         found.problems.append(str(error))
     return found
 
@@ -108,6 +111,7 @@ def do_faults(run: RunUnderTest, plan: Plan, rng: random.Random, found: Soak) ->
             time.sleep(POLL_S)
         if not plan.faults and now_s > 60 * plan.minutes:
             return
+        wait_until_staffed(run, plan.cap_s)
         due_s = now_s + plan.every_s
         mark = Mark.of(run)
         injected = chaos.do(pack.pop(0))
@@ -142,20 +146,20 @@ def end(run: RunUnderTest) -> list[str]:
 
 def left_of_run(run: RunUnderTest) -> list[str]:
     """Processes of the run, and its files of weights, that are there."""
-    names = ((process.pid, " ".join(process.cmdline())) for process in descendants() if process.is_running())
+    names = ((process.pid, command_of(process)) for process in descendants())
     ours = ("ray::Rollout", "ray::Reward", "ray::Learner", "ray::RunControl", "EngineCore", "reaper.py")
     processes = [f"process {pid}: {name[:80]}" for pid, name in names if any(part in name for part in ours)]
     weights = WEIGHTS_FOLDER.glob(f"*{weights_prefix(RunFolder(run.folder, run.config))}*")
     return processes + [str(path) for path in weights]
 
 
-def wait_for_steps(run: RunUnderTest, steps: int, cap_s: float) -> None:
-    """Wait until the run is staffed and has made so many steps. Raises TimeoutError, ChildProcessError."""
+def wait_until_staffed(run: RunUnderTest, cap_s: float, steps: int = 0) -> None:
+    """Wait until the run is staffed and at such a step. Raises TimeoutError, ChildProcessError."""
     deadline_s = time.monotonic() + cap_s
     while not run.is_staffed(status := run.status()) or status["step"] < steps:
         run.driver_must_live()
         if time.monotonic() > deadline_s:
-            raise TimeoutError(f"the run did not start in {cap_s:.0f} s: {status}")
+            raise TimeoutError(f"the run was not up in {cap_s:.0f} s: {status}")
         time.sleep(POLL_S)
 
 
@@ -168,29 +172,32 @@ def whole_test(folder: Path, size: Size, plan: Plan) -> Soak:
     """Data, cluster, soak, checks; nothing is left of it but the folder."""
     keep_orphans()
     make_data(folder)
-    nodes = Nodes()
     try:
+        nodes = Nodes()
         run = RunUnderTest(folder, nodes, size, plan.seed)
         found = soak(run, plan)
         if (run.folder / "checkpoints").is_dir():
             found.account = account_of(run.folder, run.config)
             found.problems += found.account.problems
-    finally:
         nodes.shutdown()
         left = end_all()
-    found.problems += [f"left when the cluster was gone: {words}" for words in left]
+        found.problems += [f"left when the cluster was gone: {words}" for words in left]
+    except BaseException:
+        end_all(at_once=True)
+        raise
     return found
 
 
-def end_all() -> list[str]:
+def end_all(at_once: bool = False) -> list[str]:
     """Wait a little for all that was started to end, then end it; what had to be ended."""
-    gone_by_s = time.monotonic() + LEFT_S
+    gone_by_s = time.monotonic() + (0 if at_once else LEFT_S)
     while descendants() and time.monotonic() < gone_by_s:
         time.sleep(POLL_S)
     left = alive(descendants())
-    words = [f"process {process.pid}: {' '.join(process.cmdline())[:80]}" for process in left]
+    words = [f"process {process.pid}: {command_of(process)[:80]}" for process in left]
     for process in left:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     psutil.wait_procs(left, timeout=10)
     return words
 
@@ -223,6 +230,7 @@ def main() -> int:
     found = whole_test(folder, size, plan)
     report = report_of(found, asdict(plan) | asdict(size))
     args.json.write_text(json.dumps(report, indent=2) + "\n")
+    shutil.copy(folder / "driver.log", args.json.with_suffix(".log"))
     print(text_of(report))
     if found.problems:
         print(f"everything is in {folder}")

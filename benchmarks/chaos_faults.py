@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
-from chaos_run import RunUnderTest, alive, descendants, family
+from chaos_run import RunUnderTest, alive, command_of, descendants, family
 
 from alphadrive.checkpoints import CheckpointStore
 
@@ -55,7 +55,7 @@ class Chaos:
         members = family(worker["pid"])
         target = members[0]
         if of == "rollout":
-            cores = [process for process in members if "EngineCore" in " ".join(process.cmdline())]
+            cores = [process for process in members if "EngineCore" in command_of(process)]
             target = self._rng.choice([target, *cores])
         os.kill(target.pid, number)
         doomed = members
@@ -109,4 +109,4 @@ def leftovers(injected: Injected) -> list[psutil.Process]:
 
 def engine_cores() -> list[psutil.Process]:
     """Every engine's process that lives, wanted or not."""
-    return [process for process in descendants() if "EngineCore" in " ".join(process.cmdline())]
+    return [process for process in descendants() if "EngineCore" in command_of(process)]

@@ -22,7 +22,6 @@ import psutil
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from alphadrive.cli import run as run_command
 from alphadrive.config import Config, load_config
 from alphadrive.errors import RunFolderError
 from cluster.processes import is_alive
@@ -136,14 +135,15 @@ class Nodes:
                     raise
                 cluster.head_node, cluster.worker_nodes = head, workers
                 for process in set(_ray_processes()) - before:
-                    process.kill()
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
 
 
 def _ray_processes() -> list[psutil.Process]:
     """What this process has started for nodes: Ray's own, no workers."""
     own = ("gcs_server", "raylet", "dashboard", "monitor")
     children = alive(psutil.Process().children())
-    return [child for child in children if any(name in " ".join(child.cmdline()) for name in own)]
+    return [child for child in children if any(name in command_of(child) for name in own)]
 
 
 class RunUnderTest:
@@ -216,7 +216,8 @@ def _told(worker: dict[str, Any]) -> WorkerStatus:
 
 def make_data(folder: Path) -> None:
     """Few scenes to train on."""
-    assert run_command(["data", "synth", "--out", str(folder / "train"), "--num", str(NUM_ROWS)]) == 0
+    synth = ["data", "synth", "--out", str(folder / "train"), "--num", str(NUM_ROWS)]
+    subprocess.run([sys.executable, "-m", "alphadrive.cli", *synth], check=True, cwd=ROOT)
 
 
 def keep_orphans() -> None:
@@ -242,6 +243,13 @@ def family(pid: int) -> list[psutil.Process]:
 def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
     """Those that still run."""
     return [process for process in processes if is_alive(process)]
+
+
+def command_of(process: psutil.Process) -> str:
+    """Its command line; empty when it is gone."""
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def is_running(pid: int) -> bool:
