@@ -20,6 +20,7 @@ A line for each number of engines, over the whole steps of `--seconds`:
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import tempfile
@@ -224,6 +225,7 @@ def main() -> None:
     cluster.learner_group.LearnerActor = QuickRank  # type: ignore[misc]
     cluster.grpo.DrivingDataset = Rows  # type: ignore[attr-defined, misc]
     logging.disable(logging.WARNING)
+    gc.freeze()  # as `cluster.launch` does
     found = []
     with tempfile.TemporaryDirectory() as folder, ProcessTree() as tree, ray_session(0, tree):
         for num_engines in args.engines:

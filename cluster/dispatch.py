@@ -80,7 +80,7 @@ class Dispatcher:
         if engine.num_under_way == 0:
             engine.watch.restart(asyncio.get_running_loop().time())
         drawing: asyncio.Future[Result] = asyncio.ensure_future(start(engine))
-        engine.draws.add(drawing)
+        engine.draws[drawing] = None
         try:
             return await drawing
         except (EngineDiedError, ActorGoneError) as error:
@@ -95,7 +95,7 @@ class Dispatcher:
             logger.warning("%s failed on %s: %s", trials.label, engine.id, reason)
             trials.failed(f"{engine.id}: {reason}")
         finally:
-            engine.draws.discard(drawing)
+            engine.draws.pop(drawing, None)
             if engine.reserved_for is trials:
                 engine.reserved_for = None
             if not engine.draws:

@@ -40,7 +40,7 @@ class Engine:
         self.is_waiting_for_room = False
         self.version: WeightVersion | None = None
         """Of the weights it has proved last."""
-        self.draws: set[asyncio.Future[Any]] = set()
+        self.draws: dict[asyncio.Future[Any], None] = {}
         """Groups it draws now; given up when it dies, for a process that hangs answers nobody."""
         self.groups_done = 0
         self.last_done_s: float | None = None

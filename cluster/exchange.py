@@ -179,6 +179,7 @@ class Line:
                 elif answer is not None and not answer.done():
                     answer.set_exception(ended)
         except Exception as error:
+            remote.forget(groups)
             awaited, self._awaited = self._awaited, {}
             for answer, _ in awaited.values():
                 if not answer.done():

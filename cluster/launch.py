@@ -6,6 +6,7 @@
 """
 
 import asyncio
+import gc
 import hashlib
 import logging
 import time
@@ -209,6 +210,7 @@ def _run_loop(attempt: Attempt, work: Coroutine[Any, Any, None]) -> None:
             async with control_room(attempt) if attempt.placement is not None else nullcontext():
                 await work
 
+    gc.freeze()  # modules stay, and every look of the collector at them would hold the driver up
     try:
         asyncio.run(with_signals())
     except asyncio.CancelledError:

@@ -103,6 +103,7 @@ class LearnerGroup:
 
     async def step(self, scored: Sequence[BatchItem]) -> StepResult:
         """One optimizer step on scored groups, dealt out to the ranks in turn."""
+        self._tell_expected()
         shares = [packed(share) for share in self._dealt(scored)]
         async with self.lock:
             return await self._step("step", [(picks, *batches) for picks, batches in shares], len(scored))

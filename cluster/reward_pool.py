@@ -208,21 +208,25 @@ class RewardPool:
         reply, scored = worker.actor.score.options(num_returns=2).remote(picks, *batches)
         try:
             headers, seconds = await remote.fetch(reply, self._config.timeout_s)
-        except TimeoutError as error:
-            reason = f"no answer in rewards.timeout_s={self._config.timeout_s}"
-            self._fleet.lose(worker, reason, counts=False)
-            _fail(requests, error)
-        except remote.ActorGoneError as error:
-            self._fleet.lose(worker, error, counts=False)
-            _fail(requests, remote.ActorGoneError(f"{worker.id} died: {error}"))
         except Exception as error:
-            _fail(requests, error)
+            remote.forget(scored)
+            _fail(requests, self._noted(worker, error))
         else:
             self._group_s = (self._group_s + seconds / len(requests)) / 2
             worker.groups_done += _deliver(requests, headers, scored)
             worker.last_done_s = asyncio.get_running_loop().time()
         finally:
             self._free(worker)
+
+    def _noted(self, worker: RewardWorker, error: Exception) -> Exception:
+        """The error of a call, after its worker was replaced where that is lost."""
+        if isinstance(error, TimeoutError):
+            reason = f"no answer in rewards.timeout_s={self._config.timeout_s}"
+            self._fleet.lose(worker, reason, counts=False)
+        elif isinstance(error, remote.ActorGoneError):
+            self._fleet.lose(worker, error, counts=False)
+            return remote.ActorGoneError(f"{worker.id} died: {error}")
+        return error
 
     def _free(self, worker: RewardWorker) -> None:
         worker.num_under_way = 0

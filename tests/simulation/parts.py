@@ -1,12 +1,11 @@
-"""Engines, reward workers and learner ranks that know the truth: which weights they really hold.
+"""Engines and reward workers that know the truth: with which weights they really compute.
 
-Weights are names: "base", then a hash of the weights before and of what was trained. A completion's text
-says who drew it and with which weights, which no shipped code reads; the oracle does. Rewards follow from
-the text, so that everybody can compute them again.
+Weights are names: "base", then a hash of the weights before and of what was trained (`simulation.ranks`). A
+completion's text says who drew it and with which weights, which no shipped code reads; the oracle does.
+Rewards follow from the text, so that everybody can compute them again.
 """
 
 import asyncio
-import hashlib
 import json
 import zlib
 from collections.abc import Sequence
@@ -14,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simulation.actors import ActorProcess
+from simulation.actors import LATE_REPLY_S, ActorProcess
 
-from alphadrive.errors import EngineDiedError, RewardError, RolloutError, WeightSyncError
+from alphadrive.errors import AlphaDriveError, EngineDiedError, RewardError, RolloutError, WeightSyncError
 from alphadrive.types import (
     Completion,
     DrivingQuery,
@@ -24,11 +23,13 @@ from alphadrive.types import (
     RewardBreakdown,
     RolloutGroup,
     ScoredGroup,
-    StepResult,
     VersionSpan,
     WeightsFile,
     WeightVersion,
 )
+from cluster.actors import Scores
+from cluster.batches import Pick, unpacked
+from cluster.exchange import Desk, Order
 from cluster.headers import GroupReceipt, header_of, receipt_of
 from rollout.settings import CANARY_TICKET, UpdateReceipt
 
@@ -56,6 +57,12 @@ class SimulatedEngine:
         self._running = asyncio.Event()
         self._running.set()
         self._sleep, self._uniform = process.sleep, process.chance.uniform
+        self._desk = Desk(self._ordered)
+        process.on_death.append(self._end_draws)
+
+    def _end_draws(self) -> None:
+        for task in self._desk._drawing.values():
+            task.cancel()
 
     @property
     def weights(self) -> str:
@@ -82,7 +89,7 @@ class SimulatedEngine:
         self, fault: str | None, ticket: int, query: DrivingQuery, sampling: Any
     ) -> tuple[GroupReceipt, RolloutGroup]:
         self._raise_if_dead()
-        seconds = self._uniform(0.02, 0.2) if ticket < 0 else self._uniform(0.2, 4.0)
+        seconds = self._uniform(0.02, 0.8) if ticket < 0 else self._uniform(0.2, 4.0)
         drawn = [(self._version, self._computes)]
         await self._draw(seconds / 2)
         await self._misbehave(fault, query)
@@ -92,6 +99,21 @@ class SimulatedEngine:
         self._raise_if_dead()
         group = self._spoilt(fault, group)
         return receipt_of(group), group
+
+    async def exchange(self, fault: str | None, orders: Sequence[Order], dropped: Sequence[int]) -> Any:
+        return await self._desk.exchange(orders, dropped)
+
+    async def _ordered(self, ticket: int, query: DrivingQuery, sampling: Any) -> Any:
+        """An order, with a fault of its own."""
+        fault = self._world.fault_at("engine.generate")
+        drawn = await self.generate(fault, ticket, query, sampling)
+        if fault == "call runs twice":
+            drawn = await self.generate(None, ticket, query, sampling)
+        if fault == "reply is late":
+            await self._sleep(self._uniform(*LATE_REPLY_S))
+        if fault == "reply is lost":
+            await asyncio.get_running_loop().create_future()
+        return drawn
 
     async def answer(self, fault: str | None, query: DrivingQuery, sampling: Any) -> str:
         await self._draw(self._uniform(0.1, 1.0))
@@ -243,6 +265,7 @@ class SimulatedReward:
         self._world, self._process = world, process
         self._is_up = False
         self._sleep, self._uniform = process.sleep, process.chance.uniform
+        self._group_s = process.chance.choice([0.001, 0.004, 0.1])
 
     async def where(self, fault: str | None) -> tuple[int, str]:
         if fault == "no room for a worker":
@@ -253,9 +276,28 @@ class SimulatedReward:
             await self._process.crash(fault)
         return 1, self._process.node
 
-    async def score(self, fault: str | None, group: RolloutGroup) -> tuple[GroupHeader, ScoredGroup]:
+    async def score(
+        self, fault: str | None, picks: Sequence[Pick], *batches: Sequence[RolloutGroup]
+    ) -> tuple[Scores, tuple[ScoredGroup, ...]]:
+        """A fault strikes at one of the groups."""
+        started_s = asyncio.get_running_loop().time()
+        groups = unpacked(picks, batches)
+        struck = self._process.chance.randrange(len(groups)) if fault is not None else -1
+        headers: list[GroupHeader | AlphaDriveError] = []
+        scored: list[ScoredGroup] = []
+        for index, group in enumerate(groups):
+            try:
+                header, one = await self._score(fault if index == struck else None, group)
+            except RewardError as error:
+                headers.append(error)
+            else:
+                headers.append(header)
+                scored.append(one)
+        return Scores(headers, asyncio.get_running_loop().time() - started_s), tuple(scored)
+
+    async def _score(self, fault: str | None, group: RolloutGroup) -> tuple[GroupHeader, ScoredGroup]:
         world, row = self._world, group.query.row
-        await self._sleep(self._uniform(0.01, 0.3))
+        await self._sleep(self._group_s * self._uniform(0.1, 3.0))
         if fault == "reward worker dies":
             await self._process.crash(fault)
         if fault == "reward hangs" or row in world.hanging_rows:
@@ -277,141 +319,11 @@ class SimulatedReward:
         )
         return header_of(scored, None), scored
 
+    async def flush(self, fault: str | None) -> None:
+        await self._sleep(self._uniform(0.0, 0.2))
+        if fault == "reward worker hangs writing":
+            self._process.freeze()
+            await self._sleep(0.0)
+
     async def close(self, fault: str | None) -> None:
         await self._sleep(self._uniform(0.0, 0.5))
-
-
-class Gang:
-    """What the ranks of a learner hold together."""
-
-    def __init__(self, world: "World", num_ranks: int, attempt: int) -> None:
-        self.num_ranks = num_ranks
-        self.weights = BASE
-        self.version = WeightVersion(attempt, 0)
-        self.trained: tuple[int, ...] = ()
-        """The tickets of all groups whose update is in the weights."""
-        self._world = world
-        self._meetings: dict[int, dict[int, Any]] = {}
-        self._met: dict[int, asyncio.Event] = {}
-        world.oracle.learned(self.version, self.weights)
-
-    async def meet(self, number: int, rank: int, value: Any) -> list[Any]:
-        """A collective: wait until all ranks are here; what they brought, by rank."""
-        meeting = self._meetings.setdefault(number, {})
-        met = self._met.setdefault(number, asyncio.Event())
-        meeting[rank] = value
-        if len(meeting) == self.num_ranks:
-            met.set()
-        await met.wait()
-        return [meeting[rank] for rank in range(self.num_ranks)]
-
-    def step(self, shares: list[tuple[ScoredGroup, ...]], is_finite: bool) -> StepResult:
-        """The update, made once for all ranks; `shares` by rank."""
-        groups = [
-            share[turn] for turn in range(max(map(len, shares))) for share in shares if turn < len(share)
-        ]
-        self._world.oracle.before_step(self.version, groups)
-        tickets = tuple(scored.group.ticket for scored in groups)
-        if is_finite:
-            self.trained += tickets
-            self.weights = hashlib.sha256(f"{self.weights} {tickets}".encode()).hexdigest()[:12]
-        self.version = WeightVersion(self.version.attempt, self.version.step + 1)
-        self._world.oracle.stepped(self.version, self.weights, tickets, is_finite)
-        return StepResult(
-            step=self.version.step,
-            weight_version=self.version,
-            metrics={"loss": 0.5},
-            problem=None if is_finite else "loss is nan",
-            was_updated=is_finite,
-        )
-
-
-class SimulatedRank:
-    """Stands for `LearnerActor`."""
-
-    def __init__(self, world: "World", process: ActorProcess) -> None:
-        self._world, self._process = world, process
-        self._sleep, self._uniform = process.sleep, process.chance.uniform
-        self._gang: Gang
-        self._rank = 0
-        self._num_meetings = 0
-        self._result: StepResult | None = None
-
-    async def rendezvous(self, fault: str | None) -> tuple[str, int]:
-        return "10.0.0.1", self._world.new_port()
-
-    async def start(self, fault: str | None, stage: str, config: Any, placing: Any, environment: Any) -> int:
-        await self._sleep(self._uniform(0.5, 8.0))
-        self._rank = placing["rank"]
-        self._gang = self._world.gang(placing["master_port"], placing["world_size"], placing["attempt"])
-        return 1
-
-    async def expect(self, fault: str | None, rows: list[int]) -> None:
-        self._world.oracle.expected(self._process.name, rows)
-
-    async def step(self, fault: str | None, *groups: ScoredGroup) -> StepResult:
-        await self._sleep(self._uniform(0.1, 3.0))
-        await self._die_if(fault, "learner rank dies")
-        met = await self._meet("step", (groups, fault != "step is not finite"))
-        result = self._world.once(
-            (self._gang, self._num_meetings),
-            lambda: self._gang.step([share for share, _ in met], all(is_finite for _, is_finite in met)),
-        )
-        await self._die_if(fault, "learner rank dies after its step")
-        await self._sleep(self._uniform(0.0, 0.1))
-        return result
-
-    async def logprob_differences(self, fault: str | None, *groups: RolloutGroup) -> list[float]:
-        weights = self._gang.weights
-        await self._sleep(self._uniform(0.02, 0.3))
-        await self._die_if(fault, "learner rank dies")
-        return [self._difference(group, weights) for group in groups]
-
-    async def export_weights(self, fault: str | None, path: Path) -> WeightsFile | None:
-        await self._sleep(self._uniform(0.01, 0.2))
-        await self._die_if(fault, "learner rank dies")
-        await self._meet("export_weights", None)
-        if self._rank != 0:
-            return None
-        gang = self._gang
-        path.write_text(json.dumps({"weights": gang.weights}))
-        return WeightsFile(path=str(path), version=gang.version, sha256=gang.weights, num_bytes=1)
-
-    async def save(self, fault: str | None, folder: Path) -> None:
-        gang = self._gang
-        await self._meet("save", None)
-        await self._sleep(self._uniform(0.05, 1.0))
-        await self._die_if(fault, "learner rank dies")
-        nonce = self._world.once((gang, self._num_meetings), lambda: self._world.oracle.saving(gang))
-        if self._rank == 0:
-            (folder / "model").mkdir()
-            (folder / "model" / "weights.json").write_text(json.dumps({"weights": gang.weights}))
-        (folder / f"rank_{self._rank}.json").write_text(json.dumps({"nonce": nonce}))
-
-    async def load(self, fault: str | None, folder: Path) -> None:
-        await self._sleep(self._uniform(0.1, 1.0))
-        await self._die_if(fault, "learner rank dies")
-        mine = json.loads((folder / f"rank_{self._rank}.json").read_text())["nonce"]
-        nonces = await self._meet("load", mine)
-        gang = self._gang
-        self._world.once((gang, self._num_meetings), lambda: self._world.oracle.loading(gang, folder, nonces))
-
-    async def _meet(self, what: str, value: Any) -> list[Any]:
-        self._num_meetings += 1
-        met = await self._gang.meet(self._num_meetings, self._rank, (what, value))
-        if {name for name, _ in met} != {what}:
-            self._world.oracle.violation(f"the ranks were called differently: {[name for name, _ in met]}")
-        return [brought for _, brought in met]
-
-    async def _die_if(self, fault: str | None, name: str) -> None:
-        if fault == name:
-            await self._process.crash(name)
-
-    def _difference(self, group: RolloutGroup, weights: str) -> float:
-        """Damaged weights ("~") are so little off that a canary cannot see it; the digest does."""
-        process, drawn = drawn_by(group)
-        if any(name.rstrip("~") != weights for name in drawn):
-            return LARGE_DIFFERENCE
-        for name in drawn:
-            self._world.oracle.proved(process, name)
-        return SMALL_DIFFERENCE
