@@ -317,13 +317,6 @@ ENGINE_MUTANTS = (
         "BatchItem(scored, 0)",
     ),
     one(
-        "a lost reward worker costs all its groups a try",
-        0,
-        "cluster.reward_pool:_fail",
-        "error if len(requests) == 1 else _BatchFailedError()",
-        'RewardError("lost")',
-    ),
-    one(
         "a reward that failed is zero",
         4,
         "cluster.reward_pool:RewardPool.score",

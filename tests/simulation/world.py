@@ -35,6 +35,7 @@ from simulation.seams import WEIGHTS_FOLDER, SimulatedControl, machine
 from simulation.settings import query_of, setting_of
 from simulation.watching import name_of, watched
 
+import cluster.rollout_pool
 from alphadrive.errors import CheckpointError, DeadLetterError
 from cluster.grpo import train_on_ray
 from cluster.launch import RunResult, execute
@@ -171,6 +172,8 @@ class World:
             return self.happenings.place_gang()
 
         changes = machine(self.config, self._setting.plans, self._run_main, place_gang)
+        if self.report.seed % 2:  # few engines, and yet as much in every exchange as with hundreds
+            changes += [(cluster.rollout_pool, name, 1.0) for name in ("PERIOD_S", "LONGEST_PERIOD_S")]
         with clock_of(self.now), routed_to(self.disk), watched(self.oracle), replaced(changes):
             yield
 
