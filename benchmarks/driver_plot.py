@@ -50,7 +50,7 @@ def panel(title: str, x_name: str, lines: dict[str, Points], has_linear: bool) -
         placed = [(place_x(x), place_y(y)) for x, y in points]
         parts.append(polyline(placed, colour))
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in placed]
-        below = TOP + 14 + 15 * number
+        below = TOP + 14 + 15 * number if has_linear else HEIGHT - BOTTOM - 24 + 15 * number
         parts.append(f'<text x="{LEFT + 8}" y="{below}" style="fill:{colour}">{escape(name)}</text>')
     return "".join(parts)
 
@@ -69,7 +69,10 @@ def main() -> None:
     costs = {name: [(row["groups/s"], row["us/sample"]) for row in rows] for name, rows in found.items()}
     left = panel("groups/s trained", "groups/s that the engines are good for", trained, True)
     right = panel("driver, µs of processor a sample", "groups/s trained", costs, False)
-    style = "text{font:12px sans-serif;fill:#333}.title{font-weight:bold}line{stroke:#ddd}rect{fill:#fff}"
+    style = (
+        "text{font:12px sans-serif;fill:#333;paint-order:stroke;stroke:#fff;stroke-width:3px}"
+        ".title{font-weight:bold}line{stroke:#ddd}rect{fill:#fff}"
+    )
     Path(target).write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {HEIGHT}"><style>{style}</style>'
         f'<rect width="{2 * WIDTH}" height="{HEIGHT}"/>{left}'
