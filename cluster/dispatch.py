@@ -167,7 +167,7 @@ def choose(engines: Sequence[Engine], trials: Trials) -> Engine | None:
     for engine in engines:  # plain, as it is run for every group over all engines
         if engine.reserved_for is not owner or engine.state is not WorkerState.SERVING:
             continue
-        num = len(engine.draws)
+        num = engine.num_under_way
         if owner is not None and num:
             continue
         if best is None or best is trials.last_engine or (num < fewest and engine is not trials.last_engine):

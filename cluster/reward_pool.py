@@ -209,8 +209,8 @@ class RewardPool:
         try:
             headers, seconds = await remote.fetch(reply, self._config.timeout_s)
         except Exception as error:
-            remote.forget(scored)
             _fail(requests, self._noted(worker, error))
+            remote.forget(scored)
         else:
             self._group_s = (self._group_s + seconds / len(requests)) / 2
             worker.groups_done += _deliver(requests, headers, scored)

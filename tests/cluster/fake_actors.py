@@ -8,6 +8,7 @@ from pathlib import Path
 
 from alphadrive.config import RewardConfig
 from alphadrive.errors import EngineDiedError, RewardError
+from alphadrive.rollout_writer import RolloutWriter
 from alphadrive.types import DrivingQuery, StepResult, WeightVersion
 from cluster.actors import LearnerActor, RewardActor, RolloutActor
 from rollout.fake import FakeEngine, Faults, write_fake_weights
@@ -178,10 +179,12 @@ def faulty_learner_actor(planned):
 
 class MoodyRewardActor(RewardActor):
     """Row 1 raises always, row 2 hangs always, row 3 hangs in the first worker only, row 4 kills its
-    process once, row 5 always, row 6 takes its time. A worker in `unstartable` does not come up."""
+    process once, row 5 always, row 6 takes its time. A worker in `unstartable` does not come up. What is
+    written is on disk at once."""
 
     def __init__(self, folder, worker_id, unstartable=()):
         super().__init__(RewardConfig(variant="paper"), 0, folder, worker_id, folder)
+        self._writer = RolloutWriter(Path(folder), worker_id, groups_per_part=1)
         self.worker_id = worker_id
         if worker_id in unstartable:
             os._exit(137)

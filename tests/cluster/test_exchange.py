@@ -69,7 +69,8 @@ def run(main, timeout_s=100.0, period_s=0.1, **behaviour):
 
     async def whole():
         actor = DirectActor(**behaviour)
-        return await main(Line(actor, timeout_s, lambda: period_s), actor)
+        async with asyncio.timeout(1000.0):
+            return await main(Line(actor, timeout_s, lambda: period_s), actor)
 
     return run_virtual(whole())
 

@@ -23,6 +23,14 @@ from rollout.fake import FakeEngine
 TIMEOUT_S = 5.0
 
 
+class Scored(list):
+    """As the reference to a call's second value."""
+
+    def __await__(self):
+        yield from ()
+        return self
+
+
 class DirectWorker:
     """A reward worker in this process: a group takes `seconds`; those of `bad` rows raise, those of `deadly`
     rows end the worker, those of `hanging` rows are never answered."""
@@ -46,7 +54,7 @@ class DirectWorker:
         groups = unpacked(picks, batches)
         rows = [group.query.row for group in groups]
         self.calls.append(rows)
-        scored = []
+        scored = Scored()
         return self.answer(groups, rows, scored), scored
 
     async def answer(self, groups, rows, scored):
@@ -81,7 +89,8 @@ def run(monkeypatch, main, num_workers=1, seconds=0.001, **behaviour):
             for _ in range(20):
                 await pool.score(groups[39])
             calls.clear()
-            return await main(pool, calls, groups)
+            async with asyncio.timeout(1000.0):
+                return await main(pool, calls, groups)
         finally:
             await pool.close()
 
