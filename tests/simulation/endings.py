@@ -49,7 +49,9 @@ def is_justified(error: BaseException, faults: Faults, config: Config, setting: 
     if isinstance(error, NonFiniteError):
         return faults.any_of("step is not finite", "query whose step is not finite")
     if isinstance(error, LearnerDiedError) and "is used up" not in str(error):
-        is_start = any(f"{method} did not" in str(error) or f"in {method}" in str(error) for method in STARTING)
+        is_start = any(
+            f"{method} did not" in str(error) or f"in {method}" in str(error) for method in STARTING
+        )
         return is_start and faults.any_of(*LOSES_LEARNER)
     if isinstance(error, LearnerDiedError):
         num_losses = sum(faults.struck[name] for name in LOSES_LEARNER)

@@ -1,13 +1,16 @@
 """What must hold, checked while it happens against the truth that only the simulation knows.
 
-    I1  every (epoch, draw) ends exactly once over the attempts that count, in the order of the draws
-    I2  a trained group was drawn under the versions its tokens claim, by an engine that had proved exactly those
-        weights, in this attempt, within the lag bound; no group goes to an engine that is fenced, has not
-        proved its weights or is behind what was published; no reply of a fenced engine is accepted
+    I1  every (epoch, draw) ends exactly once over the attempts that count, in the order of the draws, with
+        the same seed whoever asks; the summary says how many ended how
+    I2  a trained group was drawn under the versions its tokens claim, by an engine that had proved exactly
+        those weights, in this attempt, within the lag bound; no group goes to an engine that is fenced, has
+        not proved its weights or is behind what was published; no reply of a fenced engine is accepted; the
+        engines end with the last weights; a version never names two policies
     I3  groups are complete
     I4  only a committed, undamaged checkpoint is loaded, the newest there is; learner and ledger agree in it
     I5  rewards are what the reward function gives; a query that failed has no reward
-    I6  slots are never exceeded, tickets are trained in order, nothing is trained twice
+    I6  slots are never exceeded, tickets are trained in order, nothing is trained twice; every rank is told
+        beforehand what it will train on
     I7  no group goes to a node that leaves, nothing waits for ever
 
 `simulation.watching` calls it from the shipped classes, `simulation.parts` from the fakes.
@@ -21,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simulation.actors import ActorProcess, Call
-from simulation.history import Draw, History, Saved
+from simulation.history import Draw, History, Saved, draws_of
 from simulation.parts import drawn_by, rewards_of
 from simulation.settings import Setting
 
@@ -44,6 +47,8 @@ TOLD = (
     "logprob_differences",
 )
 """Calls that the trace shows."""
+
+
 class Oracle:
     """Watches one campaign: all lives of a driver over one disk. `violations` says what did not hold."""
 
@@ -118,7 +123,7 @@ class Oracle:
                 self.history = self.loaded.history.copy()
         for each in (self._open, self._asked, self._accepted, self._given_back):
             each.clear()  # type: ignore[attr-defined]
-        self._stream = self._draws(set(self.history.ended))
+        self._stream = draws_of(self._order, self._num_rows, set(self.history.ended))
 
     def issued(self, ticket: int, query: DrivingQuery | None) -> None:
         """The ledger gave a query."""
@@ -157,9 +162,7 @@ class Oracle:
             asked = self._asked[ticket]
             was_tried = asked["generate"] >= self._max_attempts or asked["score"] >= 2
             failed_twice = draw in self.history.failed and ticket in self.history.without_update
-            self.check(
-                was_tried or failed_twice, f"I1 ticket {ticket} was dead-lettered after {dict(asked)}"
-            )
+            self.check(was_tried or failed_twice, f"I1 ticket {ticket} was dead-lettered after {dict(asked)}")
         self.history.failed.discard(draw)
 
     def gave_back(self, ticket: int) -> None:
@@ -398,29 +401,11 @@ class Oracle:
         if self.ledger is None and self.chosen is not None:
             self.history = self.chosen.history.copy()
         self.check(not self._open, f"I1 the run is over and tickets {sorted(self._open)} have not ended")
-        by_epoch: defaultdict[int, Counter[str]] = defaultdict(Counter)
-        for (epoch, _), outcome in self.history.ended.items():
-            by_epoch[epoch][outcome.value] += 1
-        waiting = Counter(epoch for epoch, _ in self.history.failed)
-        newest = max([*by_epoch, *waiting], default=-1)
-        for epoch in range(newest):
-            num = by_epoch[epoch].total() + waiting[epoch]
-            self.check(num == self._num_rows, f"I1 epoch {epoch} is over and {num} draws ended")
-        ours = {
-            str(epoch): {"issued": by_epoch[epoch].total() + waiting[epoch]} | by_epoch[epoch]
-            for epoch in sorted({*by_epoch, *waiting})
-        }
+        for epoch, num in self.history.unfinished_epochs(self._num_rows):
+            self.violation(f"I1 epoch {epoch} is over and {num} draws ended")
+        ours = self.history.counts()
         self.check(counts == ours, f"I1 the ledger counts {counts}, what happened is {ours}")
 
     def has_no_signal(self) -> bool:
         """Whether some epoch has ended without one group to learn from."""
         return self.history.has_epoch_without_signal(self._num_rows)
-
-    def _draws(self, ended: set[Draw]) -> Iterator[tuple[Draw, int]]:
-        for epoch in itertools.count():
-            times: Counter[int] = Counter()
-            for row in self._order.epoch_rows(epoch):
-                draw = (epoch, row + times[row] * self._num_rows)
-                times[row] += 1
-                if draw not in ended:
-                    yield draw, row

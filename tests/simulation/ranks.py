@@ -66,7 +66,9 @@ class Gang:
         tickets = tuple(scored.group.ticket for scored in groups)
         if is_finite:
             self.trained += tickets
-            self.weights = hashlib.sha256(f"{self.weights} {self.version} {tickets}".encode()).hexdigest()[:12]
+            self.weights = hashlib.sha256(f"{self.weights} {self.version} {tickets}".encode()).hexdigest()[
+                :12
+            ]
         self.version = WeightVersion(self.version.attempt, self.version.step + 1)
         self._world.oracle.stepped(self.version, self.weights, tickets, is_finite)
         return StepResult(

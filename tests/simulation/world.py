@@ -1,21 +1,17 @@
 """One seed: a driver that lives, dies and is started again over one disk, until its run is finished.
 
-A life is `cluster.launch.execute("grpo", …, resume=True)`, as the command line calls it, on the simulated Ray,
-disk and clock. It may end finished, stopped by a signal or a command, killed with or without the power, or with
-an error of its own; an error must be one that the faults of that life justify.
+A life is `cluster.launch.execute("grpo", …, resume=True)`, as the command line calls it, on the simulated
+Ray, disk and clock. It may end finished, stopped by a signal or a command, killed with or without the power,
+or with an error of its own; an error must be one that the faults of that life justify.
 """
 
 import asyncio
 import contextvars
 import errno
-import logging
 import random
 import sys
-import warnings
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +21,13 @@ from simulation.disk import ROOT, Disk, File, Folder
 from simulation.endings import is_justified
 from simulation.faults import Faults, Kind
 from simulation.happenings import Happenings
-from simulation.loop import LivelockError, OrderedTask, SimulationLoop, clock_of
+from simulation.loop import LivelockError, SimulationLoop, clock_of
 from simulation.oracle import WEDGE_S, Oracle
 from simulation.os_calls import routed_to
 from simulation.parts import SimulatedEngine, SimulatedReward
 from simulation.ranks import Gang, SimulatedRank
 from simulation.replacing import replaced
+from simulation.report import Report
 from simulation.seams import WEIGHTS_FOLDER, SimulatedControl, machine
 from simulation.settings import query_of, setting_of
 from simulation.watching import name_of, watched
@@ -56,22 +53,6 @@ ROLES = {
 
 class Interrupted(BaseException):
     """The driver is gone, or the oracle has seen enough."""
-
-
-@dataclass
-class Report:
-    """What became of a seed."""
-
-    seed: int
-    ending: str = ""
-    violations: list[str] = field(default_factory=list)
-    trace: list[tuple[float, str]] = field(default_factory=list)
-    num_lives: int = 0
-    num_checks: int = 0
-    simulated_s: float = 0.0
-    injected: Counter[str] = field(default_factory=Counter)
-    lives: Counter[str] = field(default_factory=Counter)
-    """How the lives of the driver ended."""
 
 
 class World:
@@ -387,34 +368,3 @@ class World:
     def _unseen_error(self, loop: asyncio.AbstractEventLoop, details: dict[str, Any]) -> None:
         if not self._is_over and self._driver.is_alive:
             self.oracle.violation(f"an error that nobody looked at: {details}")
-
-
-def simulate(seed: int, kinds: tuple[Kind, ...], *, with_logs: bool = False) -> Report:
-    """Simulate one seed; `with_logs` adds what the shipped code logs to the trace."""
-    world = World(seed, kinds)
-    OrderedTask.count = 0
-    handler = _LogToTrace(world)
-    root = logging.getLogger()
-    was_disabled, level = logging.root.manager.disable, root.level
-    logging.disable(logging.NOTSET if with_logs else logging.CRITICAL)
-    if with_logs:
-        root.addHandler(handler)
-        root.setLevel(logging.INFO)
-    try:
-        with warnings.catch_warnings():
-            # Of a driver that is killed before it awaits what it has made.
-            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            return world.run()
-    finally:
-        logging.disable(was_disabled)
-        root.setLevel(level)
-        root.removeHandler(handler)
-
-
-class _LogToTrace(logging.Handler):
-    def __init__(self, world: World) -> None:
-        super().__init__()
-        self._world = world
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._world.say(f"log: {record.getMessage()}")
