@@ -36,16 +36,7 @@ if TYPE_CHECKING:
 
 WEDGE_S = 1500.0
 """Longer than any single wait that the configuration or the code allows."""
-TOLD = (
-    "start",
-    "generate",
-    "update_weights",
-    "step",
-    "save",
-    "load",
-    "export_weights",
-    "logprob_differences",
-)
+TOLD = {"start", "generate", "update_weights", "step", "save", "load", "export_weights"}
 """Calls that the trace shows."""
 
 
@@ -122,7 +113,7 @@ class Oracle:
                 self.check(text == self.loaded.ledger, "I4 ledger and learner are of different checkpoints")
                 self.history = self.loaded.history.copy()
         for each in (self._open, self._asked, self._accepted, self._given_back):
-            each.clear()  # type: ignore[attr-defined]
+            each.clear()
         self._stream = draws_of(self._order, self._num_rows, set(self.history.ended))
 
     def issued(self, ticket: int, query: DrivingQuery | None) -> None:
@@ -217,9 +208,8 @@ class Oracle:
 
     def _may_serve(self, process: ActorProcess, what: str) -> None:
         name = process.name
-        self.check(
-            process.node not in self._leaving, f"I7 {what} goes to {name} on {process.node}, which leaves"
-        )
+        is_staying = process.node not in self._leaving
+        self.check(is_staying, f"I7 {what} goes to {name} on {process.node}, which leaves")
         self.check(process.was_killed_s is None, f"I2 {what} goes to {name}, which is fenced")
         self.check(name not in self._unproved, f"I2 {what} goes to {name}, which has not proved its weights")
         if self.published is not None:
@@ -237,11 +227,8 @@ class Oracle:
         self.check(group.ticket in self._open, f"I1 ticket {group.ticket} is scored and is not open")
         unproved = [held for held in weights if held not in self._proved[name]]
         self.check(not unproved, f"I2 ticket {group.ticket}: {name} had not proved {unproved}")
-        killed_s = process.was_killed_s
-        self.check(
-            killed_s is None or ref.resolved_s <= killed_s,
-            f"I2 ticket {group.ticket}: a reply of {name} was accepted after it was fenced",
-        )
+        is_early = process.was_killed_s is None or ref.resolved_s <= process.was_killed_s
+        self.check(is_early, f"I2 ticket {group.ticket}: a reply of {name} was accepted after it was fenced")
 
     # The learner.
 
@@ -312,13 +299,10 @@ class Oracle:
         self._progress_s = None
         group = self._accepted.get(header.ticket)
         self.check(group is not None, f"I5 ticket {header.ticket} has a reward and was never scored")
-        if group is None:
-            return
-        rewards = rewards_of(group, self._flat_share)
-        self.check(
-            abs(header.reward_mean - sum(rewards) / len(rewards)) < 1e-9,
-            f"I5 ticket {header.ticket}: reward {header.reward_mean}, expected those of {rewards}",
-        )
+        if group is not None:
+            rewards = rewards_of(group, self._flat_share)
+            is_true = abs(header.reward_mean - sum(rewards) / len(rewards)) < 1e-9
+            self.check(is_true, f"I5 ticket {header.ticket}: reward {header.reward_mean}, not {rewards}")
 
     # Checkpoints.
 
