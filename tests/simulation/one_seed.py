@@ -1,6 +1,7 @@
 """Simulating one seed, with the log where it is wanted."""
 
 import logging
+import traceback
 import warnings
 
 from simulation.faults import Kind
@@ -25,6 +26,10 @@ def simulate(seed: int, kinds: tuple[Kind, ...], *, with_logs: bool = False) -> 
             # Of a driver that is killed before it awaits what it has made.
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             return world.run()
+    except Exception as error:
+        world.say(traceback.format_exc())
+        world.report.violations = [f"the simulation itself failed: {type(error).__name__}: {error}"]
+        return world.report
     finally:
         logging.disable(was_disabled)
         root.setLevel(level)
