@@ -5,7 +5,8 @@ simulated world does not have, replaced where it is reached.
     check_run, queries_sha256        nothing: there is no model and no dataset to look at
     save_config, load_config         the same file operations without YAML, which takes most of the time
     ray_session, placement groups    `simulation.actors`
-    Reaper, ProcessTree, Deadman     nothing: processes and threads of the real machine
+    Reaper, ProcessTree, Deadman,    nothing: processes, threads and signals of the real machine
+    sigterm_as_interrupt
     asyncio.run                      the simulation's event loop
     DrivingDataset, scan             `simulation.settings`
 """
@@ -112,6 +113,7 @@ def machine(
         (cluster.launch, "ProcessTree", Nothing),
         (cluster.launch, "RunProgress", Nothing),
         (cluster.launch, "Deadman", Nothing),
+        (cluster.launch, "sigterm_as_interrupt", Nothing),
         (asyncio, "run", run),
         (cluster.launch, "WEIGHTS_FOLDER", WEIGHTS_FOLDER),
         (cluster.grpo, "WEIGHTS_FOLDER", WEIGHTS_FOLDER),
