@@ -306,6 +306,13 @@ RECOVERY_MUTANTS = (
         "None",
     ),
     one(
+        "the end of a run writes no checkpoint",
+        0,
+        "cluster.grpo:_to_the_end",
+        "if step != recorder.last_checkpoint_step:",
+        "if False:",
+    ),
+    one(
         "old checkpoints go before the new one is there",
         63,
         f"{STORE}.begin",

@@ -44,7 +44,7 @@ class Oracle:
     """Watches one campaign: all lives of a driver over one disk. `violations` says what did not hold."""
 
     def __init__(self, setting: Setting, say: Callable[[str], None]) -> None:
-        grpo = setting.config.grpo
+        config, grpo = setting.config, setting.config.grpo
         self.violations: list[str] = []
         self.history = History()
         self.saved: dict[str, Saved] = {}
@@ -52,12 +52,10 @@ class Oracle:
         """Checkpoints whose commit returned and that were not pruned, oldest first."""
         self.num_checks = 0
         self._order, self._num_rows = setting.order, setting.num_rows
-        self._num_slots = setting.config.num_slots
-        self._lag_bound = grpo.max_policy_lag + grpo.sync_every - 1
+        self._num_slots, self._lag_bound = config.num_slots, grpo.max_policy_lag + grpo.sync_every - 1
         self._group_size, self._groups_per_step = grpo.group_size, grpo.groups_per_step
         self._skips_flat, self._flat_share = grpo.kl_coef == 0, setting.flat_share
-        self._max_attempts = setting.config.rollout.max_attempts
-        self._keep_last = setting.config.checkpoint.keep_last
+        self._max_attempts, self._keep_last = config.rollout.max_attempts, config.checkpoint.keep_last
         self._say = say
         self._seeds: dict[tuple[int, int, bool], int | None] = {}
         """Of every draw, the first time and the second."""
@@ -325,8 +323,7 @@ class Oracle:
 
     def committed(self) -> None:
         """The commit returned."""
-        self._progress_s = None
-        saved = self.saved[self._last_saved]
+        self._progress_s, saved = None, self.saved[self._last_saved]
         saved.was_committed = True
         earlier = [other for other in self.kept if other.step < saved.step]
         self.kept = [*earlier, saved][-self._keep_last :]
@@ -344,6 +341,11 @@ class Oracle:
         gang.weights, gang.trained = saved.weights, saved.trained
         gang.version = WeightVersion(gang.version.attempt, saved.step)
         self.learned(gang.version, gang.weights)
+
+    def has_checkpoint_of(self, step: int) -> None:
+        """An orderly end leaves a checkpoint of its last step."""
+        steps = [saved.step for saved in self.kept]
+        self.check(steps[-1:] == [step], f"I4 the run ends at step {step}, with checkpoints of {steps}")
 
     def resuming(self, chosen: str | None) -> None:
         """The driver has chosen the checkpoint (its name) to go on from: the newest that is whole. Later
@@ -382,7 +384,9 @@ class Oracle:
         if self.published is not None:
             has_last = self.published.step == step
             self.check(has_last, f"I2 finished at step {step}, the engines hold {self.published}")
-        if self.ledger is None and self.chosen is not None:
+        if self.ledger is not None:
+            self.has_checkpoint_of(step)
+        elif self.chosen is not None:
             self.history = self.chosen.history.copy()
         self.check(not self._open, f"I1 the run is over and tickets {sorted(self._open)} have not ended")
         for epoch, num in self.history.unfinished_epochs(self._num_rows):

@@ -195,10 +195,10 @@ class World:
             self.report.lives["killed"] += 1
             return ""
         except KeyboardInterrupt:
-            self.say("the run stopped as it was told")
-            self.report.lives["stopped as told"] += 1
-            if not any(name.startswith("run is told") for name in self.faults.struck):
+            told = [name for name in self.faults.struck if name.startswith("run is told")]
+            if not told:
                 raise  # somebody interrupts the simulation itself
+            self._stopped(is_alone=self.faults.struck.total() == 1 and "twice" not in told[0])
             return ""
         except (DeadlockError, LivelockError) as error:
             tasks = asyncio.all_tasks(self.loop)
@@ -224,6 +224,13 @@ class World:
         context = contextvars.copy_context()
         context.run(CURRENT.set, self.outside)
         return context
+
+    def _stopped(self, is_alone: bool) -> None:
+        """The run stopped as it was told, once, with nothing else gone wrong (`is_alone`), or not."""
+        self.say("the run stopped as it was told")
+        self.report.lives["stopped as told"] += 1
+        if is_alone and self.oracle.ledger is not None:
+            self.oracle.has_checkpoint_of(list(self._gangs.values())[-1].version.step)
 
     def _ended(self, result: RunResult) -> str:
         """The command returned."""
