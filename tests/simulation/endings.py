@@ -1,7 +1,5 @@
 """Which error may end a life of the driver, and which fault it takes to justify it."""
 
-import errno
-
 from simulation.faults import Faults
 from simulation.settings import AMPLE, Setting
 
@@ -79,6 +77,4 @@ def is_justified(error: BaseException, faults: Faults, config: Config, setting: 
         return faults.any_of("engine hangs starting")
     if isinstance(error, ValueError):
         return faults.any_of("engine raises something odd")
-    if isinstance(error, OSError):
-        return is_full and error.errno == errno.ENOSPC
     return False

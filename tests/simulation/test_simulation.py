@@ -24,6 +24,7 @@ SEEDS_THAT_FAILED = {
     29: "an export that was cut off by the end of the run left its weights file",
     74: "a second signal while a hung engine was closed left workers",
     523: "a driver killed before it wrote its summary: an older attempt's was told as the result",
+    928: "a disk full when the control room wrote down where it is ended the run",
 }
 """Seeds that found something, and what it was. What a seed does changes with the simulation and the code:
 a mutant or a test of its own says the same."""
