@@ -12,6 +12,7 @@ simulated world does not have, replaced where it is reached.
 """
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -129,6 +130,7 @@ def machine(
         (cluster.control_room, "num_waiting", lambda needs: 0),
         (alphadrive.run_folder, "save_config", save_config),
         (alphadrive.run_folder, "load_config", lambda path: config),
+        (os, "getpid", lambda: 1),  # it is in the names of temporary files, and so in errors
         # Should a call of Ray ever come through, it must not reach a cluster of this machine.
         (ray._private.auto_init_hook, "enable_auto_connect", False),
         (sys, "unraisablehook", lambda event: None),
