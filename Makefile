@@ -1,5 +1,5 @@
-# `make setup`, `make demo`, `make test`, `make simulate SEEDS=10000`, `make resume-test N=50`, `make bench-peers`; VENV,
-# PYTHON and EXTRA (cpu or gpu) may be given.
+# `make setup`, `make demo`, `make test`, `make simulate SEEDS=10000`, `make resume-test N=50`, `make chaos MINUTES=30`,
+# `make bench-peers`; VENV, PYTHON and EXTRA (cpu or gpu) may be given.
 VENV   ?= .venv
 PYTHON ?= python3.11
 EXTRA  ?= cpu
@@ -8,8 +8,9 @@ SLOW   := ray or vllm or e2e
 N      ?= 50
 REAL   ?= 2
 SEEDS  ?= 10000
+MINUTES ?= 30
 
-.PHONY: setup demo demo-controls test check simulate resume-test lock bench-peers clean
+.PHONY: setup demo demo-controls test check simulate resume-test chaos lock bench-peers clean
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { \
@@ -34,6 +35,9 @@ test: check
 
 resume-test: setup
 	$(BIN)/python benchmarks/resume_kills.py --kills $(N) --real-kills $(REAL)
+
+chaos: setup
+	$(BIN)/python benchmarks/chaos.py --minutes $(MINUTES)
 
 simulate: setup
 	PYTHONPATH=tests $(BIN)/python -m simulation --seeds $(SEEDS)

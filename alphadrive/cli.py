@@ -93,7 +93,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         is_ctrl_c = type(interrupt) is KeyboardInterrupt
-        print(f"alphadrive: stopped by {'Ctrl-C' if is_ctrl_c else 'SIGTERM'}", file=sys.stderr)
+        print(f"alphadrive: {interrupt if str(interrupt) else 'stopped by Ctrl-C'}", file=sys.stderr)
         return _INTERRUPTED if is_ctrl_c else _TERMINATED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

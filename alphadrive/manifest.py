@@ -64,9 +64,12 @@ def read_manifest(checkpoint: Path) -> Manifest:
     path = checkpoint / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        digest = content.pop("sha256")
         if content["version"] != MANIFEST_VERSION:
-            raise CheckpointError(f"{path}: version {content['version']}, expected {MANIFEST_VERSION}")
+            raise CheckpointError(
+                f"{path}: format {content['version']!r}, expected {MANIFEST_VERSION}: another version of "
+                "alphadrive wrote this checkpoint (its `model` folder can be used as `model.path`)"
+            )
+        digest = content.pop("sha256")
         if digest != _own_digest(content):
             raise CheckpointError(f"{path}: damaged: its content differs from its own SHA-256")
         files = {

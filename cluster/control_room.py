@@ -167,7 +167,7 @@ class ControlRoom:
         """Start a control actor on this node: with the driver, not on one that may be taken away."""
         run, context = self._attempt.run, ray.get_runtime_context()
         name = new_actor_name(run.config.run.name)
-        with_the_driver = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=True)
+        with_the_driver = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
         actor_class = ray.remote(RunControl).options(
             name=name, num_cpus=0, max_restarts=0, scheduling_strategy=with_the_driver
         )

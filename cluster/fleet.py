@@ -120,7 +120,7 @@ class Fleet(Generic[W]):
         self._fail_if_hopeless(f"{worker.id}: {reason}")
 
     def statuses(self) -> list[WorkerStatus]:
-        """All workers, and those that died in the last minutes."""
+        """All workers, and those that died in the last minutes; one that never had a place did not live."""
         now_s = asyncio.get_running_loop().time()
         while self._dead and now_s - self._dead[0][0] > DEAD_SHOWN_S:
             self._dead.popleft()
@@ -288,7 +288,8 @@ class Fleet(Generic[W]):
         drain = self._drains.pop(worker.id, None)
         if drain is not None and drain is not asyncio.current_task():
             drain.cancel()
-        self._dead.append((asyncio.get_running_loop().time(), _status(worker)))
+        if worker.pid is not None:
+            self._dead.append((asyncio.get_running_loop().time(), _status(worker)))
         self.notify()
 
     def _fail_if_hopeless(self, reason: str) -> None:

@@ -224,10 +224,13 @@ def make_schedule(config: Config, first_step: int) -> Schedule:
 
 
 def settings_of_engine(attempt: Attempt, index: int) -> EngineSettings:
-    """How an engine of this attempt starts: from the checkpoint's model where there is one. A later engine
-    may find that removed, in favour of newer ones; it is brought up to date anyway."""
+    """How an engine of this attempt starts: the first ones from the checkpoint's model where there is one.
+
+    Once the loop runs that may be removed while an engine reads it: later ones start from the run's first
+    model, and serve when they have proved the current weights.
+    """
     folder = attempt.model_folder
-    if attempt.checkpoint is not None and attempt.checkpoint.model_path.is_dir():
+    if attempt.checkpoint is not None and attempt.watched.buffer is None:
         folder = attempt.checkpoint.model_path
     settings = engine_settings(
         attempt.config, str(folder), engine_index=index, attempt=attempt.version.attempt

@@ -48,6 +48,14 @@ async def fetch_or_cancel(reference: Any, timeout_s: float) -> Any:
         raise
 
 
+def forget(*references: Any) -> None:
+    """Ask nothing more of values that come with one whose error was taken care of: Ray puts errors that
+    nobody looks at into the user's log, with all their stacks."""
+    for reference in references:
+        value = asyncio.ensure_future(reference)
+        value.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
 def kill(actor: Any) -> None:
     """End an actor's process; fine if it is gone already."""
     ray.kill(actor, no_restart=True)

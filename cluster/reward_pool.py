@@ -14,7 +14,6 @@ import dataclasses
 import logging
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from alphadrive.config import RewardConfig
@@ -150,9 +149,8 @@ class RewardPool:
         header, scored = worker.actor.score.options(num_returns=2).remote(group)
         try:
             done = await remote.fetch(header, self._config.timeout_s)
-        except RewardError:
-            with suppress(RewardError, remote.ActorGoneError):
-                await remote.fetch(scored)  # the same error; Ray reports one that nobody looks at
+        except BaseException:
+            remote.forget(scored)
             raise
         worker.groups_done += 1
         worker.last_done_s = asyncio.get_running_loop().time()

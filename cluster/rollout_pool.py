@@ -102,7 +102,11 @@ class RolloutPool:
             nonlocal held
             held = engine.version
             receipt, group = engine.actor.generate.options(num_returns=2).remote(ticket, query, sampling)
-            return await remote.fetch_or_cancel(receipt, self._config.request_timeout_s), group
+            try:
+                return await remote.fetch_or_cancel(receipt, self._config.request_timeout_s), group
+            except BaseException:
+                remote.forget(group)
+                raise
 
         def check(engine: Engine, drawn: tuple[GroupReceipt, object]) -> None:
             versions = (held, engine.version)

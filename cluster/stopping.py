@@ -66,7 +66,7 @@ class StopSignals:
 
     def __init__(self, grace_s: float) -> None:
         self.was_asked = False
-        self.reason = "stopped by a signal"
+        self.reason = "stopped"
         self._grace_s = grace_s
         self._asked_s = 0.0
         self._is_terminated = False
@@ -91,7 +91,7 @@ class StopSignals:
             loop.remove_signal_handler(number)
             signal.signal(number, _restorable(self._before[number]))
 
-    def ask(self, reason: str = "stopped by a signal") -> None:
+    def ask(self, reason: str) -> None:
         """Ask for an end, as a signal does; the first reason is kept."""
         assert self._task is not None
         if not self.was_asked:
@@ -112,12 +112,12 @@ class StopSignals:
 
     def interrupt(self) -> KeyboardInterrupt:
         """What to raise when all is closed."""
-        return Terminated("SIGTERM") if self._is_terminated else KeyboardInterrupt("Ctrl-C")
+        return (Terminated if self._is_terminated else KeyboardInterrupt)(self.reason)
 
     def _receive(self, number: signal.Signals) -> None:
         if not self.was_asked:
             self._is_terminated = number == signal.SIGTERM
-        self.ask()
+        self.ask(f"stopped by {'SIGTERM' if number == signal.SIGTERM else 'Ctrl-C'}")
 
     def _insist(self) -> None:
         assert self._task is not None
@@ -130,4 +130,4 @@ def _restorable(handler: object) -> Callable[[int, FrameType | None], object] | 
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated("SIGTERM")
+    raise Terminated("stopped by SIGTERM")

@@ -152,6 +152,7 @@ class WeightSync:
             first, *groups = update.remote(weights, self._queries, self._sampling)
             receipt: UpdateReceipt = await remote.fetch(first, self._timeout_s)
         except GONE as error:
+            remote.forget(*groups)
             reason = str(error) or f"no answer in rollout.sync_timeout_s={self._timeout_s}"
             self._pool.lose(engine, f"{engine.state} at version {version}: {reason}")
             return []
@@ -171,6 +172,7 @@ class WeightSync:
         try:
             await asyncio.gather(*(remote.fetch(receipt, self._timeout_s) for receipt, _ in pairs))
         except GONE as error:
+            remote.forget(*(group for _, group in pairs))
             self._pool.lose(engine, str(error) or "no canary in rollout.sync_timeout_s")
             return []
         return [group for _, group in pairs]

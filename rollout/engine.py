@@ -238,7 +238,8 @@ class RolloutEngine:
         except EngineDeadError as error:
             raise EngineDiedError(f"{self.engine_id}: the engine's process is gone: {error}") from error
         except (VLLMError, ValueError, RuntimeError) as error:
-            raise RolloutError(f"{self.engine_id}: vLLM refused or failed: {error}") from error
+            reason = f"{type(error).__name__}: {error}"
+            raise RolloutError(f"{self.engine_id}: vLLM refused or failed: {reason}") from error
         finally:
             task.cancel()
 

@@ -62,7 +62,8 @@ class InProcessEngine:
         try:
             outputs = self._llm.generate(prompt, self._requests.parameters(sampling), use_tqdm=False)
         except (VLLMError, ValueError, RuntimeError) as error:
-            raise RolloutError(f"{self.engine_id}: vLLM refused or failed: {error}") from error
+            reason = f"{type(error).__name__}: {error}"
+            raise RolloutError(f"{self.engine_id}: vLLM refused or failed: {reason}") from error
         return self._requests.group(ticket, query, sampling, outputs[0])
 
     async def update_weights(self, weights: WeightsFile) -> str:

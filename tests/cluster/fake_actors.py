@@ -115,7 +115,8 @@ class FakeRank:
         self.engine.version = self.version
         scored = []
         for group in groups:
-            sampling = Sampling(num_samples=len(group.completions), max_new_tokens=16)
+            num_tokens = max(len(completion.token_ids) for completion in group.completions)
+            sampling = Sampling(num_samples=len(group.completions), max_new_tokens=num_tokens)
             redrawn = asyncio.run(self.engine.generate(0, group.query, sampling))
             scored.append([list(completion.rollout_logprobs) for completion in redrawn.completions])
         return scored

@@ -32,14 +32,16 @@ def test_killed_and_stopped_engine_processes_are_replaced_and_every_group_is_dra
 
     data = tmp_path / "train"
     assert run_command(["data", "synth", "--out", str(data), "--num", "8"]) == 0
-    config = load_config("debug", [f"data.train={data}", "rollout.hang_timeout_s=8", "rollout.num_workers=2"])
+    config = load_config(
+        "debug", [f"data.train={data}", "rollout.hang_timeout_s=20", "rollout.num_workers=2"]
+    )
     model = resolve_model("tiny")
     actor = ray.remote(concurrency_groups={CONTROL: 4})(RolloutActor)
     pool = RolloutPool(
         config.rollout,
         lambda index: actor.options(num_cpus=0, max_concurrency=1000).remote(),
         lambda index: engine_settings(config, str(model), engine_index=index),
-        lambda ticket: Sampling(num_samples=8, max_new_tokens=200, seed=ticket),
+        lambda query: Sampling(num_samples=8, max_new_tokens=200, seed=query.row),
         greedy_sampling(config),
     )
     dataset = DrivingDataset(data)
@@ -53,7 +55,7 @@ def test_killed_and_stopped_engine_processes_are_replaced_and_every_group_is_dra
         first, second = pool.engines
         killed, stopped = core_of(first.pid), core_of(second.pid)
         os.kill(killed.pid, signal.SIGKILL)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(90):
             while first in pool.engines:
                 await asyncio.sleep(0.1)
         drawing = [asyncio.create_task(draw(ticket)) for ticket in range(6)]
@@ -61,7 +63,7 @@ def test_killed_and_stopped_engine_processes_are_replaced_and_every_group_is_dra
         while await second.actor.health.remote() < before + 100:
             await asyncio.sleep(0.05)
         os.kill(stopped.pid, signal.SIGSTOP)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(90):
             while second in pool.engines:
                 await asyncio.sleep(0.1)
         drawn = await asyncio.gather(*drawing)

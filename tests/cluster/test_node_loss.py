@@ -145,6 +145,26 @@ def test_nothing_of_a_killed_driver_stays_in_a_cluster_that_goes_on(nodes, scene
     wait_until(lambda: ray.available_resources().get("CPU") == 2 * CPUS_OF_A_NODE, timeout_s=60)
 
 
+def test_the_door_of_a_run_is_on_the_node_of_its_driver_whatever_room_others_have(nodes, scenes, tmp_path):
+    import fake_runs
+    import ray
+
+    from cluster.control_room import control_room
+    from cluster.placement import plan_placement
+
+    attempt = fake_runs.make_attempt(scenes, tmp_path, STEPS)
+    attempt.placement = plan_placement(attempt.config, "grpo", 4, 0)
+
+    async def visit():
+        async with control_room(attempt):
+            await until(lambda: "RunControl" in {name for _, name in living_actors()})
+            return next(node for node, name in living_actors() if name == "RunControl")
+
+    here = ray.get_runtime_context().get_node_id()
+    assert [asyncio.run(visit()) for _ in range(5)] == [here] * 5
+    attempt.run.close()
+
+
 def wait_until(condition, timeout_s=120):
     deadline_s = time.monotonic() + timeout_s
     while not condition():

@@ -85,7 +85,7 @@ async def _sabotage(config, folder):
         config.rollout,
         lambda index: actor.options(num_cpus=0).remote(),
         lambda index: engine_settings(config, str(model), engine_index=index),
-        lambda ticket: group_sampling(config, seed=ticket),
+        lambda query: group_sampling(config, seed=query.row),
         greedy_sampling(config),
     )
     starting = LearnerGroup.start(
