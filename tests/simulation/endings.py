@@ -74,7 +74,8 @@ def is_justified(error: BaseException, faults: Faults, config: Config, setting: 
     if isinstance(error, RunFolderError):
         return is_full and "No space left" in str(error)
     if isinstance(error, StalledError):
-        return faults.any_of("engine hangs starting")
+        is_start = "is STARTING" in str(error)
+        return is_start and faults.any_of("engine hangs starting", "idle engine hangs")
     if isinstance(error, ValueError):
         return faults.any_of("engine raises something odd")
     return False

@@ -25,6 +25,9 @@ SEEDS_THAT_FAILED = {
     74: "a second signal while a hung engine was closed left workers",
     523: "a driver killed before it wrote its summary: an older attempt's was told as the result",
     928: "a disk full when the control room wrote down where it is ended the run",
+    1086: "a disk full when a lost learner took records back ended the run by an error without a name",
+    1267: "the same when a resumed run completed a line of its metrics",
+    2313: "the counts had an epoch of which nothing had been issued",
 }
 """Seeds that found something, and what it was. What a seed does changes with the simulation and the code:
 a mutant or a test of its own says the same."""

@@ -32,7 +32,7 @@ from simulation.seams import WEIGHTS_FOLDER, SimulatedControl, machine
 from simulation.settings import query_of, setting_of
 from simulation.watching import name_of, watched
 
-from alphadrive.errors import CheckpointError, DeadLetterError
+from alphadrive.errors import CheckpointError, DeadLetterError, NonFiniteError
 from cluster.grpo import train_on_ray
 from cluster.launch import RunResult, execute
 from cluster.virtual_time import DeadlockError
@@ -40,6 +40,8 @@ from cluster.virtual_time import DeadlockError
 MAX_LIVES = 12
 NUM_LIVES_WITH_FAULTS = 4
 DOWN_S = 30.0
+LASTING = (CheckpointError, DeadLetterError, NonFiniteError)
+"""Errors that no resume can be expected to mend."""
 SETTLED_S = 60.0
 
 ROLES = {
@@ -254,7 +256,7 @@ class World:
             self.oracle.violation(
                 f"the run ended with {said} and no fault of {dict(self.faults.struck)} explains it"
             )
-        return type(error).__name__ if isinstance(error, CheckpointError | DeadLetterError) else ""
+        return type(error).__name__ if isinstance(error, LASTING) else ""
 
     def _check_left(self) -> None:
         """The driver's program has ended by itself: a little later nothing of it is left."""
