@@ -93,6 +93,8 @@ class RunFolder:
             save_config(config, path / "config.yaml")
             for folder in (path / "rollouts", path / "checkpoints"):
                 folder.mkdir(exist_ok=True)
+            drop_unfinished(path / "rollouts")
+            _end_last_line(path / "metrics.jsonl")
         except OSError as error:
             lock.close()
             raise RunFolderError(f"{path}: cannot write the run folder: {error}") from error
@@ -101,8 +103,6 @@ class RunFolder:
             raise
         run = cls(path, config)
         run._lock = lock
-        drop_unfinished(run.rollouts_path)
-        _end_last_line(run.metrics_path)
         run._trackers = trackers_for(config.run, path, config.run.name)
         return run
 
@@ -170,12 +170,18 @@ class RunFolder:
 
     def rewind(self, step: int) -> None:
         """Take the run's records back to the checkpoint of `step` (0: to the start), see
-        `alphadrive.rewind`. Later checkpoints are put aside."""
-        self.checkpoints.abandon_later(step)
+        `alphadrive.rewind`. Later checkpoints are put aside. Raises RunFolderError when the disk is full."""
         self._unwritten = [line for line in self._unwritten if json.loads(line)["step"] <= step]
-        drop_metrics(self.metrics_path, step)
-        drop_step_files(self.path / "nonfinite", step)
-        drop_rollouts(self.rollouts_path, self._ended_tickets(step))
+        try:
+            self.checkpoints.abandon_later(step)
+            drop_metrics(self.metrics_path, step)
+            drop_step_files(self.path / "nonfinite", step)
+            drop_rollouts(self.rollouts_path, self._ended_tickets(step))
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path}: its records cannot be taken back to step {step}: {error}. Make room and go on "
+                "with --resume"
+            ) from error
         for tracker in self._trackers:
             tracker.rewind(step)
 

@@ -104,11 +104,8 @@ class ControlRoom:
             await fetch(self._control.end.remote(self._status.fields), END_TIMEOUT_S)
         except (ActorGoneError, TimeoutError, RayError) as error:
             logger.debug("the control actor was not told of the end: %s", error)
-        try:
-            assert self._file is not None
-            self._file.as_ended().write(self._attempt.run.path)
-        except OSError as error:
-            logger.warning("cluster.json cannot be written: %s", error)
+        assert self._file is not None
+        self._write_file(self._file.as_ended())
 
     async def _tick(self) -> None:
         self._look()
@@ -160,6 +157,12 @@ class ControlRoom:
         needs = {"CPU": placement.cpus_per_engine, "GPU": placement.gpus_per_engine}
         return {name: amount for name, amount in needs.items() if amount}
 
+    def _write_file(self, file: ClusterFile) -> None:
+        try:
+            file.write(self._attempt.run.path)
+        except OSError as error:
+            logger.warning("cluster.json cannot be written: %s", error)
+
     def _spawn(self) -> None:
         """Start a control actor on this node: with the driver, not on one that may be taken away."""
         run, context = self._attempt.run, ray.get_runtime_context()
@@ -182,4 +185,4 @@ class ControlRoom:
             started_s=round(time.time(), 3),
             **this_process(),
         )
-        self._file.write(run.path)
+        self._write_file(self._file)

@@ -151,7 +151,7 @@ class QueryLedger:
         ended = self._closed_epochs | {
             epoch: dict(Counter(draws.values())) for epoch, draws in self._epochs.items()
         }
-        epochs = sorted(set(ended) | set(self._issued))
+        epochs = sorted(set(ended) | {epoch for epoch, count in self._issued.items() if count})
         return {epoch: {"issued": self._issued[epoch]} | ended.get(epoch, {}) for epoch in epochs}
 
     @property

@@ -11,7 +11,8 @@ from collections import Counter
 from simulation.faults import KINDS
 from simulation.many import Total, first_failing, simulate_many
 from simulation.mutants import MUTANTS
-from simulation.world import Report, simulate
+from simulation.one_seed import simulate
+from simulation.report import Report
 
 REPLAY = "PYTHONPATH=tests .venv/bin/python -m simulation --seed {seed} --trace"
 

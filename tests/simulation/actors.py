@@ -78,6 +78,8 @@ class Ref:
         if not self.is_done:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
+            if self.call is not None and self.call.process is not None:
+                self.call.process.system.awaited.append(self)
             yield from waiter
         if self._error is not None:
             raise self._error
@@ -287,6 +289,8 @@ class ActorSystem:
         self.processes: list[ActorProcess] = []
         self.draining_ms: dict[str, float] = {}
         """Nodes that go away, and when."""
+        self.awaited: list[Ref] = []
+        """Ray itself holds what somebody waits for."""
         self._values: list[tuple[str, Ref]] = []
         self._make, self._on_submit, self._fault_at = make, on_submit, fault_at
 

@@ -1,7 +1,5 @@
 """Which error may end a life of the driver, and which fault it takes to justify it."""
 
-import errno
-
 from simulation.faults import Faults
 from simulation.settings import AMPLE, Setting
 
@@ -76,9 +74,8 @@ def is_justified(error: BaseException, faults: Faults, config: Config, setting: 
     if isinstance(error, RunFolderError):
         return is_full and "No space left" in str(error)
     if isinstance(error, StalledError):
-        return faults.any_of("engine hangs starting")
+        is_start = faults.any_of("idle engine hangs") and "is STARTING" in str(error)
+        return is_start or faults.any_of("engine hangs starting")
     if isinstance(error, ValueError):
         return faults.any_of("engine raises something odd")
-    if isinstance(error, OSError):
-        return is_full and error.errno == errno.ENOSPC
     return False

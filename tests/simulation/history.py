@@ -1,9 +1,12 @@
 """What has happened and counts, and what a checkpoint keeps of it: the oracle's records."""
 
-from collections import Counter
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cluster.loop import Outcome
+from cluster.row_order import RowOrder
 
 Draw = tuple[int, int]
 """Epoch, and number of the draw in it."""
@@ -34,6 +37,21 @@ class History:
         with_signal = {epoch for epoch, _ in self.with_signal}
         return any(num == num_rows and epoch not in with_signal for epoch, num in num_ended.items())
 
+    def counts(self) -> dict[str, dict[str, int]]:
+        """For every epoch: how many draws were issued, and how many ended how."""
+        by_epoch: dict[int, Counter[str]] = defaultdict(Counter)
+        for (epoch, _), outcome in self.ended.items():
+            by_epoch[epoch] += Counter({"issued": 1, outcome.value: 1})
+        for epoch, _ in self.failed:
+            by_epoch[epoch]["issued"] += 1
+        return {str(epoch): dict(counts) for epoch, counts in sorted(by_epoch.items())}
+
+    def unfinished_epochs(self, num_rows: int) -> list[tuple[int, int]]:
+        """Epochs before the newest of which not every draw was issued, and how many were."""
+        issued = {int(epoch): counts["issued"] for epoch, counts in self.counts().items()}
+        newest = max(issued, default=-1)
+        return [(epoch, issued.get(epoch, 0)) for epoch in range(newest) if issued.get(epoch, 0) != num_rows]
+
 
 @dataclass
 class Saved:
@@ -47,3 +65,14 @@ class Saved:
     history: History = field(default_factory=History)
     was_committed: bool = False
     is_damaged: bool = False
+
+
+def draws_of(order: RowOrder, num_rows: int, ended: set[Draw]) -> Iterator[tuple[Draw, int]]:
+    """All draws that have not ended, in order, each with its row."""
+    for epoch in itertools.count():
+        times: Counter[int] = Counter()
+        for row in order.epoch_rows(epoch):
+            draw = (epoch, row + times[row] * num_rows)
+            times[row] += 1
+            if draw not in ended:
+                yield draw, row

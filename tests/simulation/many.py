@@ -8,7 +8,8 @@ from multiprocessing import get_context
 
 from simulation.faults import KINDS
 from simulation.mutants import Mutant, applied
-from simulation.world import Report, simulate
+from simulation.one_seed import simulate
+from simulation.report import Report
 
 BATCH = 50
 

@@ -1,9 +1,9 @@
 """Faults of the program itself: edits of the shipped source, each of which must make some seed fail.
 
 An edit replaces a piece of one function's source that must be there exactly once, and the function is
-compiled again in its module. So a mutant is always the shipped code but for the edit; when the code is rewritten
-so that the piece is gone, the mutant says so. The seed of each is only where to look first: any that fails will
-do. `python -m simulation --mutants` tells them anew.
+compiled again in its module. So a mutant is always the shipped code but for the edit; when the code is
+rewritten so that the piece is gone, the mutant says so. The seed of each is only where to look first: any
+that fails will do. `python -m simulation --mutants` tells them anew.
 """
 
 import importlib
@@ -42,8 +42,8 @@ def applied(mutant: Mutant) -> AbstractContextManager[None]:
         num = source.count(edit.old)
         if num != 1:
             raise ValueError(
-                f"mutant {mutant.name!r}: {edit.old!r} is {num} times in {edit.target}, expected once: the code "
-                "was rewritten, rewrite the mutant"
+                f"mutant {mutant.name!r}: {edit.old!r} is {num} times in {edit.target}, expected once: the "
+                "code was rewritten, rewrite the mutant"
             )
         sources[edit.target] = source.replace(edit.old, edit.new)
     return replaced([_recompiled(target, source) for target, source in sources.items()])
@@ -323,8 +323,8 @@ ENGINE_MUTANTS = (
         'raise RewardError(f"failed {len(failures)} times: {failures[-1]}")',
         "drawn = await group\n"
         "    zero = dict(reward_mean=0.0, reward_std=0.0, reward_min=0.0, reward_max=0.0)\n"
-        "    return GroupHeader(ticket=drawn.ticket, query_id='', row=drawn.query.row, num_tokens=0, scored=None,\n"
-        "        weight_version=drawn.oldest_version, term_means={}, term_stds={}, **zero)",
+        "    return GroupHeader(ticket=drawn.ticket, query_id='', row=drawn.query.row, num_tokens=0,\n"
+        "        scored=None, weight_version=drawn.oldest_version, term_means={}, term_stds={}, **zero)",
     ),
 )
 
@@ -349,6 +349,13 @@ RECOVERY_MUTANTS = (
         "cluster.recovery:_go_back",
         "checkpoint.path if checkpoint else None",
         "None",
+    ),
+    one(
+        "the end of a run writes no checkpoint",
+        0,
+        "cluster.grpo:_to_the_end",
+        "if step != recorder.last_checkpoint_step:",
+        "if False:",
     ),
     one(
         "old checkpoints go before the new one is there",
@@ -390,13 +397,6 @@ RECOVERY_MUTANTS = (
         "cluster.fleet:Fleet.close",
         "self._bury(worker)",
         "pass",
-    ),
-    one(
-        "a summary of an attempt before is the result",
-        74,
-        "cluster.resuming:_is_of_finished",
-        'return is_finished and summary.get("attempt") == status.get("attempt")',
-        'return status.get("status") == "finished" and bool(summary)',
     ),
 )
 

@@ -1,13 +1,16 @@
 """What must hold, checked while it happens against the truth that only the simulation knows.
 
-    I1  every (epoch, draw) ends exactly once over the attempts that count, in the order of the draws
-    I2  a trained group was drawn under the versions its tokens claim, by an engine that had proved exactly those
-        weights, in this attempt, within the lag bound; no group goes to an engine that is fenced, has not
-        proved its weights or is behind what was published; no reply of a fenced engine is accepted
+    I1  every (epoch, draw) ends exactly once over the attempts that count, in the order of the draws, with
+        the same seed whoever asks; the summary says how many ended how
+    I2  a trained group was drawn under the versions its tokens claim, by an engine that had proved exactly
+        those weights, in this attempt, within the lag bound; no group goes to an engine that is fenced, has
+        not proved its weights or is behind what was published; no reply of a fenced engine is accepted; the
+        engines end with the last weights; a version never names two policies
     I3  groups are complete
     I4  only a committed, undamaged checkpoint is loaded, the newest there is; learner and ledger agree in it
     I5  rewards are what the reward function gives; a query that failed has no reward
-    I6  slots are never exceeded, tickets are trained in order, nothing is trained twice
+    I6  slots are never exceeded, tickets are trained in order, nothing is trained twice; every rank is told
+        beforehand what it will train on
     I7  no group goes to a node that leaves, nothing waits for ever
 
 `simulation.watching` calls it from the shipped classes, `simulation.parts` from the fakes.
@@ -21,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simulation.actors import ActorProcess, Call
-from simulation.history import Draw, History, Saved
+from simulation.history import Draw, History, Saved, draws_of
 from simulation.parts import drawn_by, rewards_of
 from simulation.settings import Setting
 
@@ -33,16 +36,7 @@ if TYPE_CHECKING:
 
 WEDGE_S = 1500.0
 """Longer than any single wait that the configuration or the code allows."""
-TOLD = (
-    "start",
-    "generate",
-    "update_weights",
-    "step",
-    "save",
-    "load",
-    "export_weights",
-    "logprob_differences",
-)
+TOLD = {"start", "generate", "update_weights", "step", "save", "load", "export_weights"}
 """Calls that the trace shows."""
 
 
@@ -50,7 +44,7 @@ class Oracle:
     """Watches one campaign: all lives of a driver over one disk. `violations` says what did not hold."""
 
     def __init__(self, setting: Setting, say: Callable[[str], None]) -> None:
-        grpo = setting.config.grpo
+        config, grpo = setting.config, setting.config.grpo
         self.violations: list[str] = []
         self.history = History()
         self.saved: dict[str, Saved] = {}
@@ -58,12 +52,10 @@ class Oracle:
         """Checkpoints whose commit returned and that were not pruned, oldest first."""
         self.num_checks = 0
         self._order, self._num_rows = setting.order, setting.num_rows
-        self._num_slots = setting.config.num_slots
-        self._lag_bound = grpo.max_policy_lag + grpo.sync_every - 1
+        self._num_slots, self._lag_bound = config.num_slots, grpo.max_policy_lag + grpo.sync_every - 1
         self._group_size, self._groups_per_step = grpo.group_size, grpo.groups_per_step
         self._skips_flat, self._flat_share = grpo.kl_coef == 0, setting.flat_share
-        self._max_attempts = setting.config.rollout.max_attempts
-        self._keep_last = setting.config.checkpoint.keep_last
+        self._max_attempts, self._keep_last = config.rollout.max_attempts, config.checkpoint.keep_last
         self._say = say
         self._seeds: dict[tuple[int, int, bool], int | None] = {}
         """Of every draw, the first time and the second."""
@@ -119,8 +111,8 @@ class Oracle:
                 self.check(text == self.loaded.ledger, "I4 ledger and learner are of different checkpoints")
                 self.history = self.loaded.history.copy()
         for each in (self._open, self._asked, self._accepted, self._given_back):
-            each.clear()  # type: ignore[attr-defined]
-        self._stream = self._draws(set(self.history.ended))
+            each.clear()
+        self._stream = draws_of(self._order, self._num_rows, set(self.history.ended))
 
     def issued(self, ticket: int, query: DrivingQuery | None) -> None:
         """The ledger gave a query."""
@@ -220,9 +212,8 @@ class Oracle:
 
     def _may_serve(self, process: ActorProcess, what: str) -> None:
         name = process.name
-        self.check(
-            process.node not in self._leaving, f"I7 {what} goes to {name} on {process.node}, which leaves"
-        )
+        is_staying = process.node not in self._leaving
+        self.check(is_staying, f"I7 {what} goes to {name} on {process.node}, which leaves")
         self.check(process.was_killed_s is None, f"I2 {what} goes to {name}, which is fenced")
         self.check(name not in self._unproved, f"I2 {what} goes to {name}, which has not proved its weights")
         if self.published is not None:
@@ -240,11 +231,8 @@ class Oracle:
         self.check(group.ticket in self._open, f"I1 ticket {group.ticket} is scored and is not open")
         unproved = [held for held in weights if held not in self._proved[name]]
         self.check(not unproved, f"I2 ticket {group.ticket}: {name} had not proved {unproved}")
-        killed_s = process.was_killed_s
-        self.check(
-            killed_s is None or ref.resolved_s <= killed_s,
-            f"I2 ticket {group.ticket}: a reply of {name} was accepted after it was fenced",
-        )
+        is_early = process.was_killed_s is None or ref.resolved_s <= process.was_killed_s
+        self.check(is_early, f"I2 ticket {group.ticket}: a reply of {name} was accepted after it was fenced")
 
     # The learner.
 
@@ -315,13 +303,10 @@ class Oracle:
         self._progress_s = None
         group = self._accepted.get(header.ticket)
         self.check(group is not None, f"I5 ticket {header.ticket} has a reward and was never scored")
-        if group is None:
-            return
-        rewards = rewards_of(group, self._flat_share)
-        self.check(
-            abs(header.reward_mean - sum(rewards) / len(rewards)) < 1e-9,
-            f"I5 ticket {header.ticket}: reward {header.reward_mean}, expected those of {rewards}",
-        )
+        if group is not None:
+            rewards = rewards_of(group, self._flat_share)
+            is_true = abs(header.reward_mean - sum(rewards) / len(rewards)) < 1e-9
+            self.check(is_true, f"I5 ticket {header.ticket}: reward {header.reward_mean}, not {rewards}")
 
     # Checkpoints.
 
@@ -344,8 +329,7 @@ class Oracle:
 
     def committed(self) -> None:
         """The commit returned."""
-        self._progress_s = None
-        saved = self.saved[self._last_saved]
+        self._progress_s, saved = None, self.saved[self._last_saved]
         saved.was_committed = True
         earlier = [other for other in self.kept if other.step < saved.step]
         self.kept = [*earlier, saved][-self._keep_last :]
@@ -363,6 +347,11 @@ class Oracle:
         gang.weights, gang.trained = saved.weights, saved.trained
         gang.version = WeightVersion(gang.version.attempt, saved.step)
         self.learned(gang.version, gang.weights)
+
+    def has_checkpoint_of(self, step: int) -> None:
+        """An orderly end leaves a checkpoint of its last step."""
+        steps = [saved.step for saved in self.kept]
+        self.check(steps[-1:] == [step], f"I4 the run ends at step {step}, with checkpoints of {steps}")
 
     def resuming(self, chosen: str | None) -> None:
         """The driver has chosen the checkpoint (its name) to go on from: the newest that is whole. Later
@@ -401,32 +390,16 @@ class Oracle:
         if self.published is not None:
             has_last = self.published.step == step
             self.check(has_last, f"I2 finished at step {step}, the engines hold {self.published}")
-        if self.ledger is None and self.chosen is not None:
+        if self.ledger is not None:
+            self.has_checkpoint_of(step)
+        elif self.chosen is not None:
             self.history = self.chosen.history.copy()
         self.check(not self._open, f"I1 the run is over and tickets {sorted(self._open)} have not ended")
-        by_epoch: defaultdict[int, Counter[str]] = defaultdict(Counter)
-        for (epoch, _), outcome in self.history.ended.items():
-            by_epoch[epoch][outcome.value] += 1
-        waiting = Counter(epoch for epoch, _ in self.history.failed)
-        newest = max([*by_epoch, *waiting], default=-1)
-        for epoch in range(newest):
-            num = by_epoch[epoch].total() + waiting[epoch]
-            self.check(num == self._num_rows, f"I1 epoch {epoch} is over and {num} draws ended")
-        ours = {
-            str(epoch): {"issued": by_epoch[epoch].total() + waiting[epoch]} | by_epoch[epoch]
-            for epoch in sorted({*by_epoch, *waiting})
-        }
+        for epoch, num in self.history.unfinished_epochs(self._num_rows):
+            self.violation(f"I1 epoch {epoch} is over and {num} draws ended")
+        ours = self.history.counts()
         self.check(counts == ours, f"I1 the ledger counts {counts}, what happened is {ours}")
 
     def has_no_signal(self) -> bool:
         """Whether some epoch has ended without one group to learn from."""
         return self.history.has_epoch_without_signal(self._num_rows)
-
-    def _draws(self, ended: set[Draw]) -> Iterator[tuple[Draw, int]]:
-        for epoch in itertools.count():
-            times: Counter[int] = Counter()
-            for row in self._order.epoch_rows(epoch):
-                draw = (epoch, row + times[row] * self._num_rows)
-                times[row] += 1
-                if draw not in ended:
-                    yield draw, row

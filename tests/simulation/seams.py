@@ -5,12 +5,14 @@ simulated world does not have, replaced where it is reached.
     check_run, queries_sha256        nothing: there is no model and no dataset to look at
     save_config, load_config         the same file operations without YAML, which takes most of the time
     ray_session, placement groups    `simulation.actors`
-    Reaper, ProcessTree, Deadman     nothing: processes and threads of the real machine
+    Reaper, ProcessTree, Deadman,    nothing: processes, threads and signals of the real machine
+    sigterm_as_interrupt
     asyncio.run                      the simulation's event loop
     DrivingDataset, scan             `simulation.settings`
 """
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -112,6 +114,7 @@ def machine(
         (cluster.launch, "ProcessTree", Nothing),
         (cluster.launch, "RunProgress", Nothing),
         (cluster.launch, "Deadman", Nothing),
+        (cluster.launch, "sigterm_as_interrupt", Nothing),
         (asyncio, "run", run),
         (cluster.launch, "WEIGHTS_FOLDER", WEIGHTS_FOLDER),
         (cluster.grpo, "WEIGHTS_FOLDER", WEIGHTS_FOLDER),
@@ -127,6 +130,7 @@ def machine(
         (cluster.control_room, "num_waiting", lambda needs: 0),
         (alphadrive.run_folder, "save_config", save_config),
         (alphadrive.run_folder, "load_config", lambda path: config),
+        (os, "getpid", lambda: 1),  # it is in the names of temporary files, and so in errors
         # Should a call of Ray ever come through, it must not reach a cluster of this machine.
         (ray._private.auto_init_hook, "enable_auto_connect", False),
         (sys, "unraisablehook", lambda event: None),

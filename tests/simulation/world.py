@@ -1,21 +1,17 @@
 """One seed: a driver that lives, dies and is started again over one disk, until its run is finished.
 
-A life is `cluster.launch.execute("grpo", …, resume=True)`, as the command line calls it, on the simulated Ray,
-disk and clock. It may end finished, stopped by a signal or a command, killed with or without the power, or with
-an error of its own; an error must be one that the faults of that life justify.
+A life is `cluster.launch.execute("grpo", …, resume=True)`, as the command line calls it, on the simulated
+Ray, disk and clock. It may end finished, stopped by a signal or a command, killed with or without the power,
+or with an error of its own; an error must be one that the faults of that life justify.
 """
 
 import asyncio
 import contextvars
 import errno
-import logging
 import random
 import sys
-import warnings
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +21,19 @@ from simulation.disk import ROOT, Disk, File, Folder
 from simulation.endings import is_justified
 from simulation.faults import Faults, Kind
 from simulation.happenings import Happenings
-from simulation.loop import LivelockError, OrderedTask, SimulationLoop, clock_of
+from simulation.loop import LivelockError, SimulationLoop, clock_of
 from simulation.oracle import WEDGE_S, Oracle
 from simulation.os_calls import routed_to
 from simulation.parts import SimulatedEngine, SimulatedReward
 from simulation.ranks import Gang, SimulatedRank
 from simulation.replacing import replaced
+from simulation.report import Report
 from simulation.seams import WEIGHTS_FOLDER, SimulatedControl, machine
 from simulation.settings import query_of, setting_of
 from simulation.watching import name_of, watched
 
 import cluster.rollout_pool
-from alphadrive.errors import CheckpointError, DeadLetterError
+from alphadrive.errors import CheckpointError, DeadLetterError, NonFiniteError
 from cluster.grpo import train_on_ray
 from cluster.launch import RunResult, execute
 from cluster.virtual_time import DeadlockError
@@ -44,6 +41,8 @@ from cluster.virtual_time import DeadlockError
 MAX_LIVES = 12
 NUM_LIVES_WITH_FAULTS = 4
 DOWN_S = 30.0
+LASTING = (CheckpointError, DeadLetterError, NonFiniteError)
+"""Errors that no resume can be expected to mend."""
 SETTLED_S = 60.0
 
 ROLES = {
@@ -57,22 +56,6 @@ ROLES = {
 
 class Interrupted(BaseException):
     """The driver is gone, or the oracle has seen enough."""
-
-
-@dataclass
-class Report:
-    """What became of a seed."""
-
-    seed: int
-    ending: str = ""
-    violations: list[str] = field(default_factory=list)
-    trace: list[tuple[float, str]] = field(default_factory=list)
-    num_lives: int = 0
-    num_checks: int = 0
-    simulated_s: float = 0.0
-    injected: Counter[str] = field(default_factory=Counter)
-    lives: Counter[str] = field(default_factory=Counter)
-    """How the lives of the driver ended."""
 
 
 class World:
@@ -217,10 +200,10 @@ class World:
             self.report.lives["killed"] += 1
             return ""
         except KeyboardInterrupt:
-            self.say("the run stopped as it was told")
-            self.report.lives["stopped as told"] += 1
-            was_told = any(name.startswith("run is told") for name in self.faults.struck)
-            self.oracle.check(was_told, "the run was interrupted and nobody asked")
+            told = [name for name in self.faults.struck if name.startswith("run is told")]
+            if not told:
+                raise  # somebody interrupts the simulation itself
+            self._stopped(is_alone=self.faults.struck.total() == 1 and "twice" not in told[0])
             return ""
         except (DeadlockError, LivelockError) as error:
             tasks = asyncio.all_tasks(self.loop)
@@ -247,6 +230,13 @@ class World:
         context.run(CURRENT.set, self.outside)
         return context
 
+    def _stopped(self, is_alone: bool) -> None:
+        """The run stopped as it was told, once, with nothing else gone wrong (`is_alone`), or not."""
+        self.say("the run stopped as it was told")
+        self.report.lives["stopped as told"] += 1
+        if is_alone and self.oracle.ledger is not None:
+            self.oracle.has_checkpoint_of(list(self._gangs.values())[-1].version.step)
+
     def _ended(self, result: RunResult) -> str:
         """The command returned."""
         step = result.summary["grpo"]["steps"]
@@ -269,12 +259,14 @@ class World:
             self.oracle.violation(
                 f"the run ended with {said} and no fault of {dict(self.faults.struck)} explains it"
             )
-        return type(error).__name__ if isinstance(error, CheckpointError | DeadLetterError) else ""
+        return type(error).__name__ if isinstance(error, LASTING) else ""
 
     def _check_left(self) -> None:
         """The driver's program has ended by itself: a little later nothing of it is left."""
         self.loop.run_until_complete(asyncio.sleep(SETTLED_S))
-        tasks = [task for task in asyncio.all_tasks(self.loop) if task.owner is self._driver]
+        mine = [task for task in asyncio.all_tasks(self.loop) if task.owner is self._driver]
+        # `remote.forget` waits, for ever if need be, and for nobody.
+        tasks = [task for task in mine if task.get_coro().__name__ != "_wrap_awaitable"]
         self.oracle.check(not tasks, f"tasks are left: {tasks[:3]}")
         alive = [
             each
@@ -390,34 +382,3 @@ class World:
     def _unseen_error(self, loop: asyncio.AbstractEventLoop, details: dict[str, Any]) -> None:
         if not self._is_over and self._driver.is_alive:
             self.oracle.violation(f"an error that nobody looked at: {details}")
-
-
-def simulate(seed: int, kinds: tuple[Kind, ...], *, with_logs: bool = False) -> Report:
-    """Simulate one seed; `with_logs` adds what the shipped code logs to the trace."""
-    world = World(seed, kinds)
-    OrderedTask.count = 0
-    handler = _LogToTrace(world)
-    root = logging.getLogger()
-    was_disabled, level = logging.root.manager.disable, root.level
-    logging.disable(logging.NOTSET if with_logs else logging.CRITICAL)
-    if with_logs:
-        root.addHandler(handler)
-        root.setLevel(logging.INFO)
-    try:
-        with warnings.catch_warnings():
-            # Of a driver that is killed before it awaits what it has made.
-            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            return world.run()
-    finally:
-        logging.disable(was_disabled)
-        root.setLevel(level)
-        root.removeHandler(handler)
-
-
-class _LogToTrace(logging.Handler):
-    def __init__(self, world: World) -> None:
-        super().__init__()
-        self._world = world
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._world.say(f"log: {record.getMessage()}")
