@@ -99,7 +99,7 @@ LOOP_MUTANTS = (
     ),
     Mutant(
         "groups are taken as they come, not by ticket",
-        0,
+        2,
         (
             Edit(f"{BUFFER}.take", "self._num_settled - self._num_taken", "self.num_ready"),
             Edit(
@@ -136,7 +136,7 @@ LOOP_MUTANTS = (
     ),
     Mutant(
         "the learner is told of groups in any order",
-        0,
+        2,
         (
             Edit(
                 f"{BUFFER}._settle",
@@ -165,7 +165,7 @@ LEDGER_MUTANTS = (
     ),
     one(
         "a query whose step was not applied is forgotten",
-        25,
+        82,
         f"{LEDGER}.give_back",
         "self._given_back.append(issue.draw)",
         "pass",
@@ -179,28 +179,28 @@ LEDGER_MUTANTS = (
     ),
     one(
         "a resumed ledger asks again for what had ended",
-        5,
+        9,
         f"{LEDGER}._draws",
         "if number not in ended:",
         "if True:",
     ),
     one(
         "the seed of a query follows from its ticket",
-        17,
+        9,
         f"{LEDGER}.take",
         "sampling_seed(self._seed, draw.epoch, query.query_id, turn, tries)",
         "ticket",
     ),
     one(
         "the ledger is not resumed",
-        5,
+        9,
         "cluster.grpo:_make_ledger",
         'attempt.saved.get("queries")',
         "None",
     ),
     one(
         "tickets start anew after a resume",
-        5,
+        9,
         "cluster.grpo:drive",
         "num_groups, ledger.next_ticket)",
         "num_groups, 0)",
@@ -224,17 +224,17 @@ ENGINE_MUTANTS = (
     ),
     Mutant(
         "no version fence: groups do not wait for the proof",
-        9,
+        29,
         (Edit(f"{POOL}.begin_sync", "engine.settled.clear()", "pass"), NEXT_VERSIONS),
     ),
     Mutant(
         "no version fence: what a fenced engine drew is accepted",
-        55,
+        9,
         (Edit(f"{DISPATCHER}._is_accepted", "if engine.was_fenced:", "if False:"), NEXT_VERSIONS),
     ),
     one(
         "a restarted engine serves without the weights",
-        6,
+        5,
         f"{POOL}._bring_weights",
         "await self.catch_up(engine)",
         "self.admit(engine)",
@@ -255,63 +255,63 @@ ENGINE_MUTANTS = (
     ),
     one(
         "what an engine returns is not checked",
-        25,
+        9,
         "cluster.headers:check_receipt",
         "if problem is not None:",
         "if False:",
     ),
     one(
         "engines are admitted without the canary",
-        68,
+        48,
         f"{SYNC}._prove_in_turn",
         "self._limit.check(engine.id, version, difference)",
         "pass",
     ),
     one(
         "the digest is not compared",
-        58,
+        105,
         f"{SYNC}._update",
         "check_digest(engine.id, weights, receipt.sha256, version)",
         "pass",
     ),
     one(
         "an engine catches up while the learner steps",
-        6,
+        17,
         f"{SYNC}.catch_up",
         "async with self._learner.lock:",
         "if True:",
     ),
     one(
         "a node that leaves keeps its engines",
-        17,
+        114,
         f"{POOL}.drain_node",
         "self._fleet.drain_node(node_id, deadline_s)",
         "pass",
     ),
     one(
         "what was ordered is sent after an engine stopped serving",
-        0,
+        31,
         "cluster.engine_handle:Engine.enter",
         "self.line.flush()",
         "pass",
     ),
     one(
         "what comes back for an order that was given up is taken for another one's",
-        0,
+        11,
         f"{LINE}._hear",
         "answer, _ = self._awaited.pop(number, (None, 0.0))",
         "answer, _ = self._awaited.pop(min(self._awaited, default=number), (None, 0.0))",
     ),
     one(
         "groups of one reply are mixed up",
-        0,
+        5,
         f"{LINE}._hear",
         "BatchItem(groups, index)",
         "BatchItem(groups, 0)",
     ),
     one(
         "headers of one reply are mixed up",
-        0,
+        5,
         "cluster.reward_pool:_deliver",
         "BatchItem(scored, index)",
         "BatchItem(scored, 0)",
@@ -331,7 +331,7 @@ ENGINE_MUTANTS = (
 RECOVERY_MUTANTS = (
     one(
         "a restarted learner keeps its attempt",
-        96,
+        33,
         "cluster.launch:Attempt.begin_again",
         "max(start.version.attempt, self.version.attempt + 1)",
         "self.version.attempt",
@@ -345,7 +345,7 @@ RECOVERY_MUTANTS = (
     ),
     one(
         "a restarted learner begins with the starting model",
-        11,
+        18,
         "cluster.recovery:_go_back",
         "checkpoint.path if checkpoint else None",
         "None",
@@ -365,9 +365,9 @@ RECOVERY_MUTANTS = (
         "[shutil.rmtree(old.path) for old in self.all()[: len(self.all()) - self.keep_last + 1]]\n"
         "    temporary = self._temporary(step)",
     ),
-    one("files of a checkpoint are not synced", 11, "alphadrive.manifest:seal", "fsync_path(file)", "pass"),
+    one("files of a checkpoint are not synced", 9, "alphadrive.manifest:seal", "fsync_path(file)", "pass"),
     one("the rename of a checkpoint is not synced", 60, f"{STORE}.commit", "fsync_path(self.folder)", "pass"),
-    one("checkpoints are not verified", 12, f"{STORE}.latest", "verify(checkpoint.path)", "pass"),
+    one("checkpoints are not verified", 9, f"{STORE}.latest", "verify(checkpoint.path)", "pass"),
     one(
         "a full disk ends the run",
         128,
@@ -378,7 +378,7 @@ RECOVERY_MUTANTS = (
     # Once shipped, found by the simulation.
     one(
         "a learner that was up before the others is left",
-        13,
+        3,
         RUN,
         "learner = attempt.watched.learner = await _start_learner(attempt, placement)",
         "started = await _start_learner(attempt, placement)\n        await pool.start()\n"
