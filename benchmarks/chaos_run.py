@@ -75,7 +75,7 @@ def keys_of(folder: Path, size: Size, seed: int) -> list[str]:
         "rollout.sync_timeout_s=20",
         "rollout.max_restarts=9",
         f"rewards.num_workers={size.rewards}",
-        "rewards.timeout_s=10",
+        "rewards.timeout_s=20",
         f"learner.num_ranks={size.ranks}",
         f"learner.cpus_per_rank={rank_cpus:g}",
         "learner.hang_timeout_s=30",
