@@ -32,6 +32,8 @@ from cluster.workers import WorkerState, WorkerStatus
 ROOT = Path(__file__).resolve().parents[1]
 NUM_ROWS = 64
 CPUS_OF_A_NODE = 2
+SYSTEM = {"gcs_rpc_server_reconnect_timeout_s": 600}
+"""Ray ends every process that has not reached the head for 60 s, which a busy machine may cost it."""
 NODE_TRIES = 6
 NODE_BACK_S = 5.0
 """A node that was lost is followed by a new one so much later."""
@@ -88,7 +90,7 @@ class Nodes:
 
     def __init__(self) -> None:
         self._cluster = Cluster()
-        self._add(num_cpus=0, include_dashboard=False)
+        self._add(num_cpus=0, include_dashboard=False, _system_config=SYSTEM)
         self._due_s: list[float] = []
         for _ in range(2):
             self._add(num_cpus=CPUS_OF_A_NODE)
