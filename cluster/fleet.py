@@ -120,19 +120,23 @@ class Fleet(Generic[W]):
         self._fail_if_hopeless(f"{worker.id}: {reason}")
 
     def statuses(self) -> list[WorkerStatus]:
-        """All workers, and those that died in the last minutes."""
+        """All workers, and those that died in the last minutes; one that never had a place did not live."""
         now_s = asyncio.get_running_loop().time()
         while self._dead and now_s - self._dead[0][0] > DEAD_SHOWN_S:
             self._dead.popleft()
         return [*map(_status, self.living), *(status for _, status in self._dead)]
 
     async def close(self) -> None:
-        """Close all workers; what was asked of the fleet before is forgotten."""
+        """Close all workers; what was asked of the fleet before is forgotten. Cut off, it kills them."""
         self._is_closing = True
         for task in list(self._tasks):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(self._close(worker) for worker in list(self.living)))
+        try:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*(self._close(worker) for worker in list(self.living)))
+        finally:
+            for worker in list(self.living):
+                self._bury(worker)
 
     async def changed(self) -> None:
         """Wait until something may have become possible. Raises what ended the fleet."""
@@ -284,7 +288,8 @@ class Fleet(Generic[W]):
         drain = self._drains.pop(worker.id, None)
         if drain is not None and drain is not asyncio.current_task():
             drain.cancel()
-        self._dead.append((asyncio.get_running_loop().time(), _status(worker)))
+        if worker.pid is not None:
+            self._dead.append((asyncio.get_running_loop().time(), _status(worker)))
         self.notify()
 
     def _fail_if_hopeless(self, reason: str) -> None:

@@ -69,6 +69,11 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
     nodes = asyncio.create_task(watch_nodes((pool, rewards)))
     remove_leftover_weights(attempt.run)
     attempt.watched.rollouts, attempt.watched.rewards = pool, rewards
+
+    async def start_learner() -> None:
+        nonlocal learner
+        learner = attempt.watched.learner = await _start_learner(attempt, placement)
+
     attempt.progress.say(
         f"starting {config.rollout.num_workers} engines, {config.rewards.num_workers} reward workers, "
         f"{config.learner.num_ranks} learner ranks"
@@ -77,17 +82,20 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
         async with asyncio.TaskGroup() as starting:
             starting.create_task(pool.start())
             starting.create_task(rewards.start())
-            learner_task = starting.create_task(_start_learner(attempt, placement))
-        learner = attempt.watched.learner = learner_task.result()
+            starting.create_task(start_learner())
+        assert learner is not None
         await _train(attempt, pool, rewards, learner)
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     finally:
         nodes.cancel()
-        remove_leftover_weights(attempt.run)
-        await asyncio.gather(pool.close(), rewards.close())
-        if learner is not None:
-            learner.kill()
+        try:
+            await asyncio.gather(pool.close(), rewards.close())
+        finally:
+            if learner is not None:
+                learner.kill()
+            # Last: an export that was cut off may still write its file until the ranks are gone.
+            remove_leftover_weights(attempt.run)
 
 
 async def _train(attempt: Attempt, pool: RolloutPool, rewards: RewardPool, learner: LearnerGroup) -> None:
@@ -216,10 +224,13 @@ def make_schedule(config: Config, first_step: int) -> Schedule:
 
 
 def settings_of_engine(attempt: Attempt, index: int) -> EngineSettings:
-    """How an engine of this attempt starts: from the checkpoint's model where there is one. A later engine
-    may find that removed, in favour of newer ones; it is brought up to date anyway."""
+    """How an engine of this attempt starts: the first ones from the checkpoint's model where there is one.
+
+    Once the loop runs that may be removed while an engine reads it: later ones start from the run's first
+    model, and serve when they have proved the current weights.
+    """
     folder = attempt.model_folder
-    if attempt.checkpoint is not None and attempt.checkpoint.model_path.is_dir():
+    if attempt.checkpoint is not None and attempt.watched.buffer is None:
         folder = attempt.checkpoint.model_path
     settings = engine_settings(
         attempt.config, str(folder), engine_index=index, attempt=attempt.version.attempt

@@ -78,20 +78,19 @@ def end_of_finished(run: RunFolder, stage: str, steps: int, start: Start) -> dic
         stage,
         steps,
     )
-    if not (run.summary_path.is_file() and last_status(run).get("status") == "finished"):
+    summary = _read_json(run.summary_path)
+    if not _is_of_finished(summary, last_status(run)):
         status = RunStatus(run, stage, steps, start.saved["attempt"])
         status.write(status="finished", step=start.version.step)
-        run.write_summary(
-            start.saved["summary"]
-            | {
-                "status": "finished",
-                "stage": stage,
-                "attempt": start.saved["attempt"],
-                "seconds": {},
-                "checkpoints": kept_checkpoints(run),
-            }
-        )
-    return json.loads(run.summary_path.read_text(encoding="utf-8"))
+        summary = start.saved["summary"] | {
+            "status": "finished",
+            "stage": stage,
+            "attempt": start.saved["attempt"],
+            "seconds": {},
+            "checkpoints": kept_checkpoints(run),
+        }
+        run.write_summary(summary)
+    return summary
 
 
 def kept_checkpoints(run: RunFolder) -> dict[str, Any]:
@@ -107,13 +106,23 @@ def kept_checkpoints(run: RunFolder) -> dict[str, Any]:
 
 def last_status(run: RunFolder) -> dict[str, Any]:
     """The run's status as it was left; empty when there is none, or none that can be read."""
-    if not run.status_path.is_file():
+    return _read_json(run.status_path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
         return {}
     try:
-        return json.loads(run.status_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        logger.warning("%s is not readable; attempts are counted from the checkpoint", run.status_path)
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        logger.warning("%s is not readable, and passed over", path)
         return {}
+
+
+def _is_of_finished(summary: dict[str, Any], status: dict[str, Any]) -> bool:
+    """Whether a summary is that of the attempt which finished the run, and not left by one before it."""
+    is_finished = summary.get("status") == status.get("status") == "finished"
+    return is_finished and summary.get("attempt") == status.get("attempt")
 
 
 def _ledger_of(checkpoint: Checkpoint, data_sha256: str, run: RunFolder) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def make_attempt(tmp_path, stage="grpo"):
         version=WeightVersion(0, 0),
         status=RunStatus(run, stage, 1000, 0),
         progress=RunProgress(stage, 1000, may_be_live=False),
-        stop=StopSignals(),
+        stop=StopSignals(grace_s=30),
         placement=PLACEMENT,
         watched=Watched(rollouts=FakePool("rollout", 1), rewards=FakePool("reward", 1)),
     )

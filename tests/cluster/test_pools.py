@@ -306,20 +306,20 @@ def test_an_engine_that_has_no_room_waits_as_demand_on_the_cluster_and_the_other
     huge = ray.remote(concurrency_groups={"control": 4})(fake_actors.FakeRolloutActor)
     pool._spawn = lambda index: huge.options(num_cpus=999).remote() if index else roomy(index)
 
+    def demanded():
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        demands = status.resource_demands.ray_task_actor_demand
+        return [bundle.bundle for demand in demands for bundle in demand.bundles_by_count]
+
     async def main():
         pool.resize(2)
         group = await draw(pool, 0)
         waiting = by_id(pool, "engine-1")
         assert (waiting.state, waiting.pid, waiting.node) == (WorkerState.STARTING, None, None)
-        status = await asyncio.to_thread(get_cluster_status, ray.get_runtime_context().gcs_address)
-        demands = [
-            bundle.bundle
-            for demand in status.resource_demands.ray_task_actor_demand
-            for bundle in demand.bundles_by_count
-        ]
-        assert {"CPU": 999.0} in demands
+        while {"CPU": 999.0} not in await asyncio.to_thread(demanded):
+            await asyncio.sleep(0.2)
         pool.resize(1)
-        await until(lambda: states(pool)["engine-1"] == "DEAD")
+        await until(lambda: "engine-1" not in states(pool))
         return group
 
     assert run_with(pool, main).engine_id == "engine-0"

@@ -193,3 +193,14 @@ def test_while_a_learner_restarts_a_signal_ends_the_run_at_once(attempt):
     learner.restart = observed
     asyncio.run(train_with_restarts(attempt, learner, training(attempt, dies(attempt), lambda: None)))
     assert seen == [None]
+
+
+def test_engines_of_a_run_under_way_do_not_start_from_a_checkpoint_that_may_be_removed(attempt):
+    from cluster.buffer import SlotBuffer
+    from cluster.grpo import settings_of_engine
+
+    commit(attempt, 3)
+    attempt.begin_again("a test")
+    assert settings_of_engine(attempt, 0).model_folder == str(attempt.checkpoint.model_path)
+    attempt.watched.buffer = SlotBuffer(1, 1)
+    assert settings_of_engine(attempt, 1).model_folder == str(attempt.model_folder)

@@ -114,10 +114,12 @@ class Call:
 class ActorProcess(Process):
     """An actor's process. `is_ordered`: one call at a time, in order; otherwise all at once."""
 
-    def __init__(self, system: "ActorSystem", name: str, is_ordered: bool, node: str) -> None:
+    def __init__(
+        self, system: "ActorSystem", name: str, is_ordered: bool, node: str, may_linger: bool
+    ) -> None:
         super().__init__(name)
         self.system = system
-        self.node = node
+        self.node, self.may_linger = node, may_linger
         self.chance = system.chance
         self._turn = asyncio.Lock() if is_ordered else None
         self._running: dict[Call, None] = {}
@@ -127,6 +129,8 @@ class ActorProcess(Process):
         self._context = contextvars.copy_context()
         self._context.run(CURRENT.set, self)
         self.implementation: Any = None
+        self.args: tuple[Any, ...] = ()
+        self.on_death: list[Callable[[], None]] = []
 
     def host(self, implementation: Any, fault_of: Callable[[str, tuple[Any, ...]], str | None]) -> None:
         """Run an actor in this process."""
@@ -174,6 +178,8 @@ class ActorProcess(Process):
             if call.task is not None:
                 call.task.cancel()
         self._notice(calls)
+        for tell in self.on_death:
+            tell()
 
     async def crash(self, reason: str) -> None:
         """Die in the middle of a call; does not come back."""
@@ -316,7 +322,8 @@ class ActorSystem:
         if not self.driver.is_alive or not process.is_alive or process.was_killed_s is not None:
             return
         process.was_killed_s = asyncio.get_running_loop().time()
-        if self._fault_at("kill") == "kill is slow" and not process.is_frozen:
+        is_slow = process.may_linger and self._fault_at("kill") == "kill is slow"
+        if is_slow and not process.is_frozen:
             delay_s = self.chance.uniform(*LINGERING_S)
             self.say(f"{process.name} is killed, and lives on for {delay_s:.1f} s")
             asyncio.get_running_loop().call_later(delay_s, process.die, "killed by the driver, at last")
@@ -365,6 +372,11 @@ class SimulatedRay:
     def cancel(self, ref: Ref) -> None:
         if ref.call is not None and ref.call.process is not None:
             ref.call.process.cancel(ref.call)
+
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(
+            get_node_id=lambda: "node-0", gcs_address="", namespace="", get_job_id=lambda: ""
+        )
 
     def available_resources(self) -> dict[str, float]:
         return {}

@@ -14,8 +14,11 @@ import os
 import random
 import stat
 from collections.abc import Callable
+from typing import Any
 
 ROOT = "/sim"
+Change = dict[str, Any]
+"""Names and their new nodes (File, Folder or Link); None for those that go."""
 
 
 class File:
@@ -24,6 +27,7 @@ class File:
     def __init__(self) -> None:
         self.data = bytearray()
         self.synced: bytes | None = None
+        self.mode = 0o644
 
     def after_power_cut(self, chance: random.Random) -> None:
         old = self.synced or b""
@@ -33,15 +37,26 @@ class File:
         self.synced = bytes(self.data)
 
 
+class Link:
+    """A symbolic link to an entry of its own folder."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def after_power_cut(self, chance: random.Random) -> None:
+        """It is there or not, by its folder."""
+
+
 class Folder:
     """A folder's entries, and what of them is surely on the disk. A change is {name: node or None}."""
 
     def __init__(self) -> None:
-        self.entries: dict[str, File | Folder] = {}
-        self._synced: dict[str, File | Folder] = {}
-        self._changes: list[dict[str, File | Folder | None]] = []
+        self.entries: dict[str, Any] = {}
+        self.mode = 0o755
+        self._synced: dict[str, Any] = {}
+        self._changes: list[Change] = []
 
-    def change(self, change: "dict[str, File | Folder | None]") -> None:
+    def change(self, change: Change) -> None:
         """Make a change, whole or not at all."""
         self._changes.append(change)
         self.entries = _changed(self.entries, change)
@@ -59,9 +74,7 @@ class Folder:
             node.after_power_cut(chance)
 
 
-def _changed(
-    entries: "dict[str, File | Folder]", change: "dict[str, File | Folder | None]"
-) -> "dict[str, File | Folder]":
+def _changed(entries: dict[str, Any], change: Change) -> dict[str, Any]:
     after = dict(entries)
     for name, node in change.items():
         if node is None:
@@ -80,28 +93,55 @@ class Disk:
         self.root = Folder()
         self.before_change = before_change
 
-    def find(self, path: str) -> File | Folder:
-        """The node at a path. Raises FileNotFoundError, NotADirectoryError."""
-        node: File | Folder = self.root
-        for name in _parts(path):
-            if isinstance(node, File):
+    def find(self, path: str, *, follows: bool = True) -> Any:
+        """The node at a path; what a link at its end names, if `follows`. Raises FileNotFoundError,
+        NotADirectoryError."""
+        node: Any = self.root
+        parts = _parts(path)
+        for depth, name in enumerate(parts, 1):
+            if not isinstance(node, Folder):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-            if name not in node.entries:
+            found = node.entries.get(name)
+            if isinstance(found, Link) and (follows or depth < len(parts)):
+                found = node.entries.get(found.target)
+            if found is None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-            node = node.entries[name]
+            node = found
         return node
 
     def folder(self, path: str) -> Folder:
         node = self.find(path)
-        if isinstance(node, File):
+        if not isinstance(node, Folder):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         return node
 
-    def stat(self, path: str) -> os.stat_result:
+    def stat(self, path: str, *, follows: bool = True) -> os.stat_result:
+        node = self.find(path, follows=follows)
+        if isinstance(node, Link):
+            mode, size = stat.S_IFLNK | 0o777, len(node.target)
+        elif isinstance(node, Folder):
+            mode, size = stat.S_IFDIR | node.mode, 0
+        else:
+            mode, size = stat.S_IFREG | node.mode, len(node.data)
+        return os.stat_result((mode, id(node), 1, 1, os.geteuid(), 0, size, 0, 0, 0))
+
+    def chmod(self, path: str, mode: int) -> None:
         node = self.find(path)
-        if isinstance(node, Folder):
-            return os.stat_result((stat.S_IFDIR | 0o755, id(node), 1, 1, 0, 0, 0, 0, 0, 0))
-        return os.stat_result((stat.S_IFREG | 0o644, id(node), 1, 1, 0, 0, len(node.data), 0, 0, 0))
+        self.before_change("chmod", path)
+        node.mode = mode & 0o777
+
+    def symlink(self, target: str, path: str) -> None:
+        parent, name = self._place(path)
+        if name in parent.entries:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        self.before_change("create", path)
+        parent.change({name: Link(target)})
+
+    def readlink(self, path: str) -> str:
+        node = self.find(path, follows=False)
+        if not isinstance(node, Link):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+        return node.target
 
     def create(self, path: str) -> File:
         """A new, empty file in place of what was there."""
@@ -122,7 +162,7 @@ class Disk:
 
     def rename(self, source: str, target: str) -> None:
         """As rename(2): replaces a file or an empty folder."""
-        node = self.find(source)
+        node = self.find(source, follows=False)
         (before, old_name), (after, name) = self._place(source), self._place(target)
         there = after.entries.get(name)
         if isinstance(there, Folder) and there.entries:
@@ -135,7 +175,7 @@ class Disk:
             before.change({old_name: None})
 
     def unlink(self, path: str) -> None:
-        if isinstance(self.find(path), Folder):
+        if isinstance(self.find(path, follows=False), Folder):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         parent, name = self._place(path)
         self.before_change("remove", path)
@@ -178,7 +218,10 @@ class Disk:
         found: list[str] = []
         for name, node in sorted(self.folder(path).entries.items()):
             below = f"{path}/{name}"
-            found += self.files(below) if isinstance(node, Folder) else [below]
+            if isinstance(node, Folder):
+                found += self.files(below)
+            elif isinstance(node, File):
+                found.append(below)
         return found
 
     def _place(self, path: str) -> tuple[Folder, str]:

@@ -8,14 +8,18 @@ from simulation.settings import AMPLE, Setting
 from alphadrive.config import Config
 from alphadrive.errors import (
     CheckpointError,
+    CheckpointWriteError,
     DeadLetterError,
     EngineDiedError,
+    LearnerDiedError,
     LearnerError,
     NonFiniteError,
+    ResourceError,
     RolloutError,
+    RunFolderError,
+    StalledError,
     WeightSyncError,
 )
-from cluster.remote import ObjectGoneError
 
 WRONG_WEIGHTS = (
     "weights do not arrive",
@@ -23,18 +27,37 @@ WRONG_WEIGHTS = (
     "weights arrive and are not used",
     "engine refuses an update",
 )
-RANK_DIES = ("learner rank dies", "learner rank dies after its step", "idle learner rank dies")
+LOSES_LEARNER = (
+    "learner rank dies",
+    "learner rank dies exporting",
+    "learner rank dies after its step",
+    "learner rank hangs",
+    "idle learner rank dies",
+    "idle learner rank hangs",
+    "node is lost",
+    "node is drained",
+)
+"""Each of them may cost one restart of the learner, and no more."""
+
+STARTING = ("rendezvous", "start", "load")
+"""Calls of the learner before the run has begun: it is not restarted then."""
 
 
 def is_justified(error: BaseException, faults: Faults, config: Config, setting: Setting) -> bool:
     """Whether the faults that struck in this life explain that the run ended with this error."""
-    if is_known(error, faults):
-        return True
+    is_full = faults.any_of("disk is full")
     if isinstance(error, NonFiniteError):
-        return faults.struck["step is not finite"] >= 3
+        return faults.any_of("step is not finite", "query whose step is not finite")
+    if isinstance(error, LearnerDiedError) and "is used up" not in str(error):
+        is_start = any(f"{method} did not" in str(error) or f"in {method}" in str(error) for method in STARTING)
+        return is_start and faults.any_of(*LOSES_LEARNER)
+    if isinstance(error, LearnerDiedError):
+        num_losses = sum(faults.struck[name] for name in LOSES_LEARNER)
+        return num_losses > config.learner.max_restarts
     if isinstance(error, LearnerError):
-        is_disk = faults.any_of("disk is full") and "OSError" in str(error)
-        return faults.any_of(*RANK_DIES) or is_disk
+        return faults.any_of("learner rank raises")
+    if isinstance(error, ResourceError):
+        return faults.any_of("no room for the learner")
     if isinstance(error, EngineDiedError):
         return config.rollout.max_restarts < AMPLE and bool(faults.struck)
     if isinstance(error, RolloutError):
@@ -44,20 +67,16 @@ def is_justified(error: BaseException, faults: Faults, config: Config, setting: 
     if isinstance(error, DeadLetterError):
         bad = setting.poison_rows | setting.failing_rows | setting.raising_rows | setting.hanging_rows
         return bool(faults.struck) or bool(bad)
+    if isinstance(error, CheckpointWriteError):
+        return is_full and ("it is the run's last" in str(error) or "3. in a row" in str(error))
     if isinstance(error, CheckpointError):
         return "every checkpoint is damaged" in str(error)
+    if isinstance(error, RunFolderError):
+        return is_full and "No space left" in str(error)
+    if isinstance(error, StalledError):
+        return faults.any_of("engine hangs starting")
+    if isinstance(error, ValueError):
+        return faults.any_of("engine raises something odd")
     if isinstance(error, OSError):
-        return error.errno == errno.ENOSPC and faults.any_of("disk is full")
+        return is_full and error.errno == errno.ENOSPC
     return False
-
-
-def is_known(error: BaseException, faults: Faults) -> bool:
-    """Errors that a run should survive and does not yet; docs/parts-sim.md lists them."""
-    is_node = faults.any_of("node is lost", "node is drained")
-    is_odd = isinstance(error, ValueError) and faults.any_of("engine raises something odd")
-    return is_odd or (isinstance(error, ObjectGoneError) and is_node)
-
-
-def may_wedge(faults: Faults) -> bool:
-    """Whether it is known that the run stands still: the learner is lost while nobody calls it."""
-    return faults.any_of(*RANK_DIES)

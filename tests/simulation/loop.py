@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import functools
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -50,7 +51,7 @@ class SimulationLoop(VirtualTimeLoop):
         self.set_task_factory(lambda loop, coro, **kwargs: OrderedTask(coro, loop=loop, **kwargs))
 
     def add_signal_handler(self, number: int, callback: Callable[..., object], *args: Any) -> None:
-        self.handlers[number] = callback
+        self.handlers[number] = functools.partial(callback, *args)
 
     def remove_signal_handler(self, number: int) -> bool:
         return self.handlers.pop(number, None) is not None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 
 from simulation.faults import KINDS
+from simulation.mutants import Mutant, applied
 from simulation.world import Report, simulate
 
 BATCH = 50
@@ -22,6 +23,7 @@ class Total:
     simulated_s: float = 0.0
     endings: Counter[str] = field(default_factory=Counter)
     injected: Counter[str] = field(default_factory=Counter)
+    lives: Counter[str] = field(default_factory=Counter)
     failed: list[Report] = field(default_factory=list)
 
     def add(self, report: Report) -> None:
@@ -31,6 +33,7 @@ class Total:
         self.simulated_s += report.simulated_s
         self.endings[report.ending or "violation"] += 1
         self.injected.update(report.injected)
+        self.lives.update(report.lives)
         if report.violations:
             self.failed.append(report)
 
@@ -54,3 +57,13 @@ def simulate_many(seeds: range, num_processes: int) -> Iterator[Report]:
     with ProcessPoolExecutor(num_processes, get_context("spawn")) as pool:
         for reports in pool.map(simulate_batch, batches):
             yield from reports
+
+
+def first_failing(mutant: Mutant, num_seeds: int) -> Report | None:
+    """The first of the seeds (the mutant's own, then those from 0) that does not hold with the mutant."""
+    with applied(mutant):
+        for seed in (mutant.seed, *range(num_seeds)):
+            report = simulate(seed, KINDS)
+            if report.violations:
+                return report
+    return None

@@ -2,7 +2,8 @@
 
 An edit replaces a piece of one function's source that must be there exactly once, and the function is
 compiled again in its module. So a mutant is always the shipped code but for the edit; when the code is rewritten
-so that the piece is gone, the mutant says so.
+so that the piece is gone, the mutant says so. The seed of each is only where to look first: any that fails will
+do. `python -m simulation --mutants` tells them anew.
 """
 
 import importlib
@@ -26,17 +27,18 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """What is taken away, and the edits that do it."""
+    """What is taken away, the edits that do it, and a seed that fails then."""
 
     name: str
+    seed: int
     edits: tuple[Edit, ...]
 
 
 def applied(mutant: Mutant) -> AbstractContextManager[None]:
-    """The mutant in the place of the shipped code, while in the block."""
+    """The mutant in the place of the shipped code, for all that call it, while in the block."""
     sources: dict[str, str] = {}
     for edit in mutant.edits:
-        source = sources.get(edit.target) or textwrap.dedent(inspect.getsource(_shipped(edit.target)[2]))
+        source = sources.get(edit.target) or textwrap.dedent(inspect.getsource(_shipped(edit.target)[1]))
         num = source.count(edit.old)
         if num != 1:
             raise ValueError(
@@ -47,166 +49,304 @@ def applied(mutant: Mutant) -> AbstractContextManager[None]:
     return replaced([_recompiled(target, source) for target, source in sources.items()])
 
 
-def _shipped(target: str) -> tuple[Any, Any, Any]:
-    """The module, the owner (class or module) and the function."""
+def _shipped(target: str) -> tuple[Any, Any]:
+    """The module and the function."""
     module_name, _, path = target.partition(":")
     module = importlib.import_module(module_name)
     owner: Any = module
     *classes, name = path.split(".")
     for each in classes:
         owner = getattr(owner, each)
-    return module, owner, vars(owner)[name]
+    return module, vars(owner)[name]
 
 
 def _recompiled(target: str, source: str) -> tuple[Any, str, Any]:
-    module, owner, function = _shipped(target)
+    module, function = _shipped(target)
     made: dict[str, Any] = {}
     exec(compile(source, f"<mutant of {target}>", "exec"), vars(module), made)
-    return owner, function.__name__, made[function.__name__]
+    return function, "__code__", made[function.__name__].__code__
 
 
-LOOP, BUFFER, LEDGER = "cluster.loop:_train", "cluster.buffer:SlotBuffer", "cluster.queries:QueryLedger"
-POOL, SYNC, STORE = (
-    "cluster.rollout_pool:RolloutPool",
-    "cluster.weight_sync:WeightSync",
-    "alphadrive.checkpoints:CheckpointStore",
+TRAIN, ROLL_OUT, RUN = "cluster.loop:_train", "cluster.loop:_roll_out", "cluster.grpo:train_on_ray"
+BUFFER, LEDGER = "cluster.buffer:SlotBuffer", "cluster.queries:QueryLedger"
+POOL, DISPATCHER = "cluster.rollout_pool:RolloutPool", "cluster.dispatch:Dispatcher"
+SYNC, STORE = "cluster.weight_sync:WeightSync", "alphadrive.checkpoints:CheckpointStore"
+SETTLE = "parts.queries.settle(header.ticket, Outcome.TRAINED, has_signal=header.has_signal)"
+TWICE = f"[{SETTLE} for _ in range(2)]"
+
+
+NEXT_VERSIONS = Edit(
+    "cluster.headers:check_receipt",
+    "not first <= oldest <= newest <= last",
+    "not (first <= oldest <= newest and newest.step <= last.step + 3)",
 )
-SETTLE = """for header in headers:
-            parts.queries.settle(header.ticket, outcome, has_signal=header.has_signal)
-"""
+"""What is drawn with weights that are not proved yet passes for what it is."""
 
 
-def one(name: str, target: str, old: str, new: str) -> Mutant:
+def one(name: str, seed: int, target: str, old: str, new: str) -> Mutant:
     """A mutant of one edit."""
-    return Mutant(name, (Edit(target, old, new),))
+    return Mutant(name, seed, (Edit(target, old, new),))
 
 
-MUTANTS = (
+LOOP_MUTANTS = (
     one(
         "one slot too many",
+        0,
         f"{BUFFER}._hand_out",
         "self.num_held < self.num_slots",
         "self.num_held <= self.num_slots",
     ),
     one(
         "groups are taken as they come, not by ticket",
+        0,
         f"{BUFFER}.take",
         "list(islice(self._pending.values(), num_groups))",
         "list(islice((each for each in self._pending.values() if each is not None), num_groups))",
     ),
-    one("a void ticket is not given back", f"{BUFFER}.void", "self._tickets_left += 1", "pass"),
+    one("a void ticket is not given back", 0, f"{BUFFER}.void", "self._tickets_left += 1", "pass"),
     Mutant(
         "slots are released before the weights are published",
+        0,
         (
-            Edit(LOOP, "        buffer.release(headers)\n", ""),
-            Edit(LOOP, "        is_eval_due = ", "        buffer.release(headers)\n        is_eval_due = "),
+            Edit(TRAIN, "        buffer.release(headers)\n", ""),
+            Edit(TRAIN, "        is_eval_due = ", "        buffer.release(headers)\n        is_eval_due = "),
         ),
     ),
-    one("the last weights are not published", LOOP, "if published != learner.version:", "if False:"),
-    one(
-        "a step that was not finite counts as trained",
-        LOOP,
-        "Outcome.TRAINED if result.was_updated else Outcome.NON_FINITE",
-        "Outcome.TRAINED",
-    ),
+    one("the last weights are not published", 8, TRAIN, "if published != learner.version:", "if False:"),
+    one("a step that was not applied counts as trained", 5, TRAIN, "if result.was_updated:", "if True:"),
     one(
         "groups without signal are trained",
-        "cluster.loop:_roll_out",
+        0,
+        ROLL_OUT,
         "header.has_signal or not schedule.skips_flat_groups",
         "True",
     ),
     one(
         "a dead letter keeps its slot",
-        "cluster.loop:_roll_out",
+        8,
+        ROLL_OUT,
         "queries.settle(ticket, Outcome.DEAD_LETTERED, error=error)\n            buffer.void(ticket)",
         "queries.settle(ticket, Outcome.DEAD_LETTERED, error=error)",
     ),
-    one("a group is settled twice", LOOP, SETTLE, SETTLE + "        " + SETTLE),
+    one("the learner is told of groups in any order", 0, f"{BUFFER}.settled", "takewhile(", "filter("),
+)
+
+LEDGER_MUTANTS = (
+    one("a group is settled twice", 0, TRAIN, SETTLE, TWICE),
     Mutant(
         "a group is settled twice and the ledger does not look",
+        0,
         (
-            Edit(LOOP, SETTLE, SETTLE + "        " + SETTLE),
-            Edit(f"{LEDGER}.settle", "self._open.pop(ticket)", "self._open[ticket]"),
-            Edit(f"{LEDGER}.settle", "if draw in ended:", "if False:"),
+            Edit(TRAIN, SETTLE, TWICE),
+            Edit(f"{LEDGER}._close", "self._open.pop(ticket)", "self._open[ticket]"),
+            Edit(
+                f"{LEDGER}.settle",
+                "if draw.epoch in self._closed_epochs or draw.number in ended:",
+                "if False:",
+            ),
         ),
     ),
     one(
+        "a query whose step was not applied is forgotten",
+        25,
+        f"{LEDGER}.give_back",
+        "self._given_back.append(issue.draw)",
+        "pass",
+    ),
+    one(
+        "a query whose step was not applied is asked for ever",
+        82,
+        f"{LEDGER}.give_back",
+        "issue.tries == MAX_TRIES or",
+        "",
+    ),
+    one(
         "a resumed ledger asks again for what had ended",
+        5,
         f"{LEDGER}._draws",
-        "if draw not in ended:",
+        "if number not in ended:",
         "if True:",
     ),
-    one("the ledger is not resumed", "cluster.grpo:drive", 'state=saved.get("queries")', "state=None"),
-    one("tickets start anew after a resume", "cluster.grpo:drive", 'saved.get("next_ticket", 0)', "0"),
+    one(
+        "the seed of a query follows from its ticket",
+        17,
+        f"{LEDGER}.take",
+        "sampling_seed(self._seed, draw.epoch, query.query_id, turn, tries)",
+        "ticket",
+    ),
+    one(
+        "the ledger is not resumed",
+        5,
+        "cluster.grpo:_make_ledger",
+        'attempt.saved.get("queries")',
+        "None",
+    ),
+    one(
+        "tickets start anew after a resume",
+        5,
+        "cluster.grpo:drive",
+        "num_groups, ledger.next_ticket)",
+        "num_groups, 0)",
+    ),
     one(
         "an attempt takes the number of the one before",
-        "cluster.launch:_next_attempt",
+        5,
+        "cluster.resuming:_next_attempt",
         "max(before, default=-1) + 1",
         "max(before, default=0)",
     ),
-    one(
-        "engines draw while they are updated",
-        f"{POOL}.begin_sync",
-        "engine.state = EngineState.SYNCING",
-        "pass",
+)
+
+ENGINE_MUTANTS = (
+    one("engines draw while they are updated", 15, f"{POOL}.begin_sync", "engine.enter(WorkerState.STALE)", "pass"),
+    Mutant(
+        "no version fence: groups do not wait for the proof",
+        9,
+        (Edit(f"{POOL}.begin_sync", "engine.settled.clear()", "pass"), NEXT_VERSIONS),
     ),
-    one("groups do not wait for the proof", f"{POOL}.begin_sync", "engine.settled.clear()", "pass"),
-    one(
-        "replies of a fenced engine are accepted",
-        f"{POOL}._attempts",
-        "if engine.state is not EngineState.LOST:",
-        "if True:",
+    Mutant(
+        "no version fence: what a fenced engine drew is accepted",
+        55,
+        (Edit(f"{DISPATCHER}._is_accepted", "if engine.was_fenced:", "if False:"), NEXT_VERSIONS),
     ),
     one(
         "a restarted engine serves without the weights",
-        f"{POOL}._restart",
+        6,
+        f"{POOL}._bring_weights",
         "await self.catch_up(engine)",
+        "self.admit(engine)",
+    ),
+    one(
+        "groups wait for ever for a lost engine",
+        55,
+        "cluster.engine_handle:Engine.enter",
+        "self.settled.set()",
         "pass",
     ),
-    one("groups wait for ever for a lost engine", f"{POOL}.lose", "engine.settled.set()", "pass"),
     one(
-        "groups go to engines in any state",
-        f"{POOL}._least_loaded",
-        "if engine.state is EngineState.SERVING",
-        "if engine.state is not EngineState.LOST",
+        "groups go to engines that are not proved",
+        15,
+        "cluster.dispatch:choose",
+        "if engine.state is WorkerState.SERVING",
+        "if engine.is_up",
+    ),
+    one(
+        "what an engine returns is not checked",
+        25,
+        "cluster.headers:check_receipt",
+        "if problem is not None:",
+        "if False:",
     ),
     one(
         "engines are admitted without the canary",
-        f"{SYNC}._bring",
-        "self._limit.check(engine.engine_id, version, difference)",
+        68,
+        f"{SYNC}._prove_in_turn",
+        "self._limit.check(engine.id, version, difference)",
         "pass",
     ),
     one(
         "the digest is not compared",
+        58,
         f"{SYNC}._update",
-        "check_digest(engine.engine_id, weights, received, version)",
+        "check_digest(engine.id, weights, receipt.sha256, version)",
         "pass",
     ),
     one(
         "an engine catches up while the learner steps",
+        6,
         f"{SYNC}.catch_up",
         "async with self._learner.lock:",
         "if True:",
     ),
     one(
+        "a node that leaves keeps its engines",
+        17,
+        f"{POOL}.drain_node",
+        "self._fleet.drain_node(node_id, deadline_s)",
+        "pass",
+    ),
+    one(
         "a reward that failed is zero",
+        4,
         "cluster.reward_pool:RewardPool.score",
-        "raise RewardError(\n"
-        '        f"failed {MAX_ATTEMPTS} times: {_words(failure, self._config.timeout_s)}"\n'
-        "    ) from failure",
+        'raise RewardError(f"failed {len(failures)} times: {failures[-1]}")',
         "drawn = await group\n"
         "    zero = dict(reward_mean=0.0, reward_std=0.0, reward_min=0.0, reward_max=0.0)\n"
         "    return GroupHeader(ticket=drawn.ticket, query_id='', row=drawn.query.row, num_tokens=0, scored=None,\n"
         "        weight_version=drawn.oldest_version, term_means={}, term_stds={}, **zero)",
     ),
+)
+
+RECOVERY_MUTANTS = (
+    one(
+        "a restarted learner keeps its attempt",
+        96,
+        "cluster.launch:Attempt.begin_again",
+        "max(start.version.attempt, self.version.attempt + 1)",
+        "self.version.attempt",
+    ),
+    one(
+        "engines keep the weights of the learner that was lost",
+        0,
+        "cluster.grpo:_train",
+        "await sync.publish(learner.version)",
+        "if not sync.seconds: await sync.publish(learner.version)",
+    ),
+    one(
+        "a restarted learner begins with the starting model",
+        11,
+        "cluster.recovery:_go_back",
+        "checkpoint.path if checkpoint else None",
+        "None",
+    ),
     one(
         "old checkpoints go before the new one is there",
+        63,
         f"{STORE}.begin",
         "temporary = self._temporary(step)",
         "[shutil.rmtree(old.path) for old in self.all()[: len(self.all()) - self.keep_last + 1]]\n"
         "    temporary = self._temporary(step)",
     ),
-    one("files of a checkpoint are not synced", f"{STORE}.commit", "for file in files:", "for file in []:"),
-    one("the rename of a checkpoint is not synced", f"{STORE}.commit", "fsync_path(self.folder)", "pass"),
-    one("checkpoints are not verified", f"{STORE}.latest", "verify(checkpoint.path)", "pass"),
+    one("files of a checkpoint are not synced", 11, "alphadrive.manifest:seal", "fsync_path(file)", "pass"),
+    one("the rename of a checkpoint is not synced", 60, f"{STORE}.commit", "fsync_path(self.folder)", "pass"),
+    one("checkpoints are not verified", 12, f"{STORE}.latest", "verify(checkpoint.path)", "pass"),
+    one(
+        "a full disk ends the run",
+        128,
+        "cluster.checkpointing:CheckpointWriter.write",
+        "except (OSError, CheckpointWriteError) as error:",
+        "except ZeroDivisionError as error:",
+    ),
+    # Once shipped, found by the simulation.
+    one(
+        "a learner that was up before the others is left",
+        13,
+        RUN,
+        "learner = attempt.watched.learner = await _start_learner(attempt, placement)",
+        "started = await _start_learner(attempt, placement)\n        await pool.start()\n"
+        "        learner = attempt.watched.learner = started",
+    ),
+    one(
+        "weights of an export that was cut off are left",
+        29,
+        RUN,
+        "            remove_leftover_weights(attempt.run)\n",
+        "",
+    ),
+    one(
+        "a close that is cut off leaves workers",
+        74,
+        "cluster.fleet:Fleet.close",
+        "self._bury(worker)",
+        "pass",
+    ),
+    one(
+        "a summary of an attempt before is the result",
+        74,
+        "cluster.resuming:_is_of_finished",
+        "return is_finished and summary.get(\"attempt\") == status.get(\"attempt\")",
+        "return status.get(\"status\") == \"finished\" and bool(summary)",
+    ),
 )
+
+MUTANTS = (*LOOP_MUTANTS, *LEDGER_MUTANTS, *ENGINE_MUTANTS, *RECOVERY_MUTANTS)

@@ -15,18 +15,21 @@
 
 import itertools
 import json
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simulation.actors import ActorProcess, Call
-from simulation.parts import Gang, drawn_by, rewards_of
+from simulation.history import Draw, History, Saved
+from simulation.parts import drawn_by, rewards_of
+from simulation.settings import Setting
 
 from alphadrive.types import DrivingQuery, GroupHeader, RolloutGroup, ScoredGroup, WeightVersion
 from cluster.loop import Outcome
-from cluster.row_order import RowOrder
+
+if TYPE_CHECKING:
+    from simulation.ranks import Gang
 
 WEDGE_S = 1500.0
 """Longer than any single wait that the configuration or the code allows."""
@@ -41,70 +44,27 @@ TOLD = (
     "logprob_differences",
 )
 """Calls that the trace shows."""
-Draw = tuple[int, int]
-"""Epoch, and number of the draw in it."""
-
-
-@dataclass
-class History:
-    """What has happened and counts: a checkpoint keeps a copy, a rollback goes back to one."""
-
-    ended: dict[Draw, Outcome] = field(default_factory=dict)
-    trained: tuple[int, ...] = ()
-    """Tickets, in the order in which they were trained."""
-    without_update: tuple[int, ...] = ()
-    """Tickets of steps that were not finite."""
-    with_signal: set[Draw] = field(default_factory=set)
-    """Draws that came to the learner with rewards that differ."""
-
-    def copy(self) -> "History":
-        return History(dict(self.ended), self.trained, self.without_update, set(self.with_signal))
-
-
-@dataclass
-class Saved:
-    """A checkpoint: the learner's side is known when it is saved, the ledger's when it is written."""
-
-    nonce: str
-    trained: tuple[int, ...]
-    weights: str
-    step: int
-    ledger: str = ""
-    history: History = field(default_factory=History)
-    was_committed: bool = False
-    is_damaged: bool = False
-
-
 class Oracle:
     """Watches one campaign: all lives of a driver over one disk. `violations` says what did not hold."""
 
-    def __init__(
-        self,
-        order: RowOrder,
-        num_rows: int,
-        *,
-        num_slots: int,
-        lag_bound: int,
-        group_size: int,
-        groups_per_step: int,
-        skips_flat: bool,
-        flat_share: float,
-        max_attempts: int,
-        keep_last: int,
-        say: Callable[[str], None],
-    ) -> None:
+    def __init__(self, setting: Setting, say: Callable[[str], None]) -> None:
+        grpo = setting.config.grpo
         self.violations: list[str] = []
         self.history = History()
         self.saved: dict[str, Saved] = {}
         self.kept: list[Saved] = []
         """Checkpoints whose commit returned and that were not pruned, oldest first."""
         self.num_checks = 0
-        self._order, self._num_rows = order, num_rows
-        self._num_slots, self._lag_bound, self._group_size = num_slots, lag_bound, group_size
-        self._groups_per_step = groups_per_step
-        self._skips_flat, self._flat_share, self._max_attempts = skips_flat, flat_share, max_attempts
-        self._keep_last = keep_last
+        self._order, self._num_rows = setting.order, setting.num_rows
+        self._num_slots = setting.config.num_slots
+        self._lag_bound = grpo.max_policy_lag + grpo.sync_every - 1
+        self._group_size, self._groups_per_step = grpo.group_size, grpo.groups_per_step
+        self._skips_flat, self._flat_share = grpo.kl_coef == 0, setting.flat_share
+        self._max_attempts = setting.config.rollout.max_attempts
+        self._keep_last = setting.config.checkpoint.keep_last
         self._say = say
+        self._seeds: dict[tuple[int, int, bool], int | None] = {}
+        """Of every draw, the first time and the second."""
         self._weights_of: dict[WeightVersion, str] = {}
         self._versions_of: defaultdict[str, set[WeightVersion]] = defaultdict(set)
         self.begin_life()
@@ -116,16 +76,18 @@ class Oracle:
         self.pools: dict[str, Any] = {}
         self.processes: dict[str, ActorProcess] = {}
         self.loaded: Saved | None = None
+        """What the ranks have loaded."""
+        self.chosen: Saved | None = None
         self.published: WeightVersion | None = None
         self._noted: tuple[str, History] = ("", History())
         self._last_saved = ""
         self._open: dict[int, Draw] = {}
+        self._given_back: deque[tuple[Draw, int]] = deque()
         self._stream: Iterator[tuple[Draw, int]] = iter(())
         self._asked: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._accepted: dict[int, RolloutGroup] = {}
         self._proved: defaultdict[str, set[str]] = defaultdict(set)
         self._unproved: set[str] = set()
-        self._expected: defaultdict[str, list[int]] = defaultdict(list)
         self._leaving: set[str] = set()
         self._progress_s: float | None = None
         self.is_wedged = False
@@ -144,7 +106,7 @@ class Oracle:
     # The ledger.
 
     def restored(self, state: dict[str, Any] | None) -> None:
-        """A ledger was made from a checkpoint's state, or anew."""
+        """A ledger was made from a checkpoint's state, or anew: by a new driver, or for a new learner."""
         if state is None:
             self.check(self.loaded is None, "I4 the learner was loaded, the ledger was not")
             self.history = History()
@@ -154,18 +116,22 @@ class Oracle:
             if self.loaded is not None:
                 self.check(text == self.loaded.ledger, "I4 ledger and learner are of different checkpoints")
                 self.history = self.loaded.history.copy()
-        self._open.clear()
+        for each in (self._open, self._asked, self._accepted, self._given_back):
+            each.clear()  # type: ignore[attr-defined]
         self._stream = self._draws(set(self.history.ended))
 
     def issued(self, ticket: int, query: DrivingQuery | None) -> None:
         """The ledger gave a query."""
-        draw, row = next(self._stream)
+        draw, row = self._given_back.popleft() if self._given_back else next(self._stream)
         self.check(
             query is not None and query.row == row,
             f"I1 ticket {ticket}: row {query and query.row} was issued, draw {draw} is row {row}",
         )
-        newest = max([*self.history.trained, *self.history.without_update, *self._open, -1])
+        newest = max([*self.history.trained[-1:], *self.history.without_update[-1:], *self._open, -1])
         self.check(ticket > newest, f"I6 ticket {ticket} was given after {newest}")
+        again = (*draw, draw in self.history.failed)
+        seed = self._seeds.setdefault(again, query and query.seed)
+        self.check(seed == (query and query.seed), f"I1 draw {again} has another seed than before")
         self._open[ticket] = draw
         self._say(f"ticket {ticket} is draw {draw}")
 
@@ -181,20 +147,32 @@ class Oracle:
         self.history.ended[draw] = outcome
         self._say(f"ticket {ticket}, draw {draw}, ends: {outcome}")
         group = self._accepted.get(ticket)
-        rewards = rewards_of(group, self._flat_share) if group is not None else [0.0]
-        if outcome in (Outcome.TRAINED, Outcome.NON_FINITE) and len(set(rewards)) > 1:
-            self.history.with_signal.add(draw)
+        is_flat = group is not None and len(set(rewards_of(group, self._flat_share))) == 1
         if outcome is Outcome.TRAINED:
             self.check(ticket in self.history.trained, f"I1 ticket {ticket} ended as trained and was not")
-        elif outcome is Outcome.NON_FINITE:
-            self.check(ticket in self.history.without_update, f"I1 ticket {ticket}: its step was finite")
+            self.history.with_signal |= set() if is_flat else {draw}
         elif outcome is Outcome.SKIPPED:
-            is_flat = group is not None and len(set(rewards)) == 1
             self.check(self._skips_flat and is_flat, f"I1 ticket {ticket} was skipped, its rewards differ")
         else:
             asked = self._asked[ticket]
             was_tried = asked["generate"] >= self._max_attempts or asked["score"] >= 2
-            self.check(was_tried, f"I1 ticket {ticket} was dead-lettered after {dict(asked)}")
+            failed_twice = draw in self.history.failed and ticket in self.history.without_update
+            self.check(
+                was_tried or failed_twice, f"I1 ticket {ticket} was dead-lettered after {dict(asked)}"
+            )
+        self.history.failed.discard(draw)
+
+    def gave_back(self, ticket: int) -> None:
+        """The ledger was told that the step on a query's group was not applied."""
+        is_so = ticket in self.history.without_update
+        self.check(is_so, f"I1 ticket {ticket} is given back, its step was applied")
+        if ticket not in self._open:
+            return
+        draw = self._open.pop(ticket)
+        self.check(draw not in self.history.failed, f"I1 draw {draw} is given back twice")
+        self.history.failed.add(draw)
+        self._given_back.append((draw, draw[1] % self._num_rows))
+        self._say(f"ticket {ticket}, draw {draw}, is given back")
 
     def noted(self, state: dict[str, Any]) -> None:
         """The ledger told its state (for a checkpoint)."""
@@ -264,20 +242,21 @@ class Oracle:
 
     # The learner.
 
+    def gang_begins(self, gang: "Gang") -> None:
+        """New ranks have found each other; they hold the starting model."""
+        self.loaded = None
+        self.learned(gang.version, gang.weights)
+
     def learned(self, version: WeightVersion, weights: str) -> None:
         """The learner holds weights under a version's name."""
         known = self._weights_of.setdefault(version, weights)
         self.check(known == weights, f"I2 version {version} names two policies: {known}, {weights}")
         self._versions_of[weights].add(version)
 
-    def expected(self, rank: str, rows: list[int]) -> None:
-        """A rank was told what it will train on."""
-        self._expected[rank] += rows
-
     def before_step(self, policy: WeightVersion, groups: list[ScoredGroup]) -> None:
         """The learner is about to train on groups."""
         tickets = [scored.group.ticket for scored in groups]
-        before = (*self.history.trained, *self.history.without_update, -1)
+        before = (*self.history.trained[-1:], *self.history.without_update[-1:], -1)
         self.check(
             all(one < other for one, other in itertools.pairwise([max(before), *tickets])),
             f"I6 tickets are trained out of order: {max(before)}, {tickets}",
@@ -340,7 +319,7 @@ class Oracle:
 
     # Checkpoints.
 
-    def saving(self, gang: Gang) -> str:
+    def saving(self, gang: "Gang") -> str:
         """All ranks write a checkpoint; its name."""
         nonce = f"{len(self.saved)}"
         self.saved[nonce] = Saved(nonce, gang.trained, gang.weights, gang.version.step)
@@ -366,7 +345,7 @@ class Oracle:
         self.kept = [*earlier, saved][-self._keep_last :]
         self._say(f"checkpoint {saved.nonce} of step {saved.step} is committed")
 
-    def loading(self, gang: Gang, folder: Path, nonces: list[str]) -> None:
+    def loading(self, gang: "Gang", folder: Path, nonces: list[str]) -> None:
         """The ranks loaded a checkpoint."""
         self.check(len(set(nonces)) == 1, f"I4 the ranks loaded different checkpoints: {nonces}")
         saved = self.saved[nonces[0]]
@@ -380,13 +359,17 @@ class Oracle:
         self.learned(gang.version, gang.weights)
 
     def resuming(self, chosen: str | None) -> None:
-        """The driver has chosen the checkpoint (its name) to go on from: the newest that is whole."""
+        """The driver has chosen the checkpoint (its name) to go on from: the newest that is whole. Later
+        ones are put aside."""
         whole = [saved for saved in self.kept if not saved.is_damaged]
         if whole:
             self.check(
                 chosen is not None and int(chosen) >= int(whole[-1].nonce),
                 f"I4 checkpoint {whole[-1].nonce} was committed, the run goes on from {chosen}",
             )
+        self.chosen = self.saved[chosen] if chosen is not None else None
+        if self.chosen is not None:
+            self.kept = [saved for saved in self.kept if saved.step <= self.chosen.step]
 
     def damaged(self, nonce: str) -> None:
         """A file of a checkpoint rots. What a commit that never returned had removed before is not known."""
@@ -407,31 +390,31 @@ class Oracle:
         if len(self._open) > self._num_slots:
             self.violation(f"I6 {len(self._open)} queries are open, {self._num_slots} slots")
 
-    def at_the_end(self, counts: dict[int, dict[str, int]]) -> None:
-        """The run is finished; `counts` is what its ledger says of every epoch."""
+    def at_the_end(self, counts: dict[str, dict[str, int]], step: int) -> None:
+        """The run is finished; `counts` and `step` are what its summary says of every epoch, and of all."""
+        if self.published is not None:
+            has_last = self.published.step == step
+            self.check(has_last, f"I2 finished at step {step}, the engines hold {self.published}")
+        if self.ledger is None and self.chosen is not None:
+            self.history = self.chosen.history.copy()
         self.check(not self._open, f"I1 the run is over and tickets {sorted(self._open)} have not ended")
         by_epoch: defaultdict[int, Counter[str]] = defaultdict(Counter)
         for (epoch, _), outcome in self.history.ended.items():
             by_epoch[epoch][outcome.value] += 1
-        newest = max(by_epoch, default=-1)
+        waiting = Counter(epoch for epoch, _ in self.history.failed)
+        newest = max([*by_epoch, *waiting], default=-1)
         for epoch in range(newest):
-            num = sum(by_epoch[epoch].values())
+            num = by_epoch[epoch].total() + waiting[epoch]
             self.check(num == self._num_rows, f"I1 epoch {epoch} is over and {num} draws ended")
-        theirs = {
-            epoch: {name: num for name, num in ended.items() if name != "issued"}
-            for epoch, ended in counts.items()
+        ours = {
+            str(epoch): {"issued": by_epoch[epoch].total() + waiting[epoch]} | by_epoch[epoch]
+            for epoch in sorted({*by_epoch, *waiting})
         }
-        ours = {epoch: dict(ended) for epoch, ended in by_epoch.items()}
-        self.check(
-            {epoch: ended for epoch, ended in theirs.items() if ended} == ours,
-            f"I1 the ledger counts {theirs}, what happened is {ours}",
-        )
+        self.check(counts == ours, f"I1 the ledger counts {counts}, what happened is {ours}")
 
     def has_no_signal(self) -> bool:
         """Whether some epoch has ended without one group to learn from."""
-        num_ended = Counter(epoch for epoch, _ in self.history.ended)
-        with_signal = {epoch for epoch, _ in self.history.with_signal}
-        return any(num == self._num_rows and epoch not in with_signal for epoch, num in num_ended.items())
+        return self.history.has_epoch_without_signal(self._num_rows)
 
     def _draws(self, ended: set[Draw]) -> Iterator[tuple[Draw, int]]:
         for epoch in itertools.count():

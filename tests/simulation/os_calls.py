@@ -7,9 +7,10 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
-from simulation.disk import ROOT, Disk, Folder, OpenFile
+from simulation.disk import ROOT, Disk, File, Folder, Link, OpenFile
 from simulation.replacing import replaced
 
 FIRST_DESCRIPTOR = 1 << 20
@@ -22,7 +23,12 @@ def routed_to(disk: Disk) -> Iterator[None]:
     open_file = _route(io.open, calls.open)
     routes = [
         (os, "stat", calls.stat),
-        (os, "lstat", calls.stat),
+        (os, "lstat", calls.lstat),
+        (os, "chmod", lambda path, mode, **ignored: disk.chmod(path, mode)),
+        (os, "readlink", disk.readlink),
+        (os, "truncate", calls.truncate),
+        (os, "fchmod", calls.chmod_descriptor),
+        (os, "fstat", calls.stat_descriptor),
         (os, "mkdir", lambda path, mode=0o777: disk.mkdir(path)),
         (os, "rmdir", disk.rmdir),
         (os, "unlink", disk.unlink),
@@ -35,10 +41,12 @@ def routed_to(disk: Disk) -> Iterator[None]:
         (os, "fsync", calls.sync_descriptor),
         (os, "close", calls.close_descriptor),
         (shutil, "rmtree", calls.rmtree),
-        (shutil, "disk_usage", lambda path: (1 << 40, 0, 1 << 40)),
+        (shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 40)),
     ]
     changes = [(module, name, _route(getattr(module, name), simulated)) for module, name, simulated in routes]
-    with replaced([*changes, (io, "open", open_file), (builtins, "open", open_file)]):
+    changes += [(io, "open", open_file), (builtins, "open", open_file)]
+    changes += [(os, "symlink", _second_routed(os.symlink, disk.symlink))]
+    with replaced(changes):
         yield
 
 
@@ -47,29 +55,46 @@ def _route(real: Callable[..., Any], simulated: Callable[..., Any]) -> Callable[
         if isinstance(target, int):
             if target >= FIRST_DESCRIPTOR:
                 return simulated(target, *args, **options)
-        else:
-            path = os.fspath(target)
-            if isinstance(path, str) and path.startswith(ROOT) and path[len(ROOT) :][:1] in ("", "/"):
-                return simulated(path, *args, **options)
+        elif _is_simulated(path := os.fspath(target)):
+            return simulated(path, *args, **options)
         return real(target, *args, **options)
 
     return call
 
 
+def _second_routed(real: Callable[..., Any], simulated: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for a call whose second argument is the path."""
+
+    def call(source: Any, target: Any, *args: Any, **options: Any) -> Any:
+        if _is_simulated(path := os.fspath(target)):
+            return simulated(os.fspath(source), path)
+        return real(source, target, *args, **options)
+
+    return call
+
+
+def _is_simulated(path: Any) -> bool:
+    return isinstance(path, str) and path.startswith(ROOT) and path[len(ROOT) :][:1] in ("", "/")
+
+
 class _Entry:
     """What `os.scandir` gives."""
 
-    def __init__(self, folder: str, name: str, is_folder: bool) -> None:
-        self.name, self.path, self._is_folder = name, f"{folder}/{name}", is_folder
+    def __init__(self, folder: str, name: str, node: Any) -> None:
+        self.name, self.path, self._node = name, f"{folder}/{name}", node
 
     def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        return self._is_folder
+        if self.is_symlink():
+            return follow_symlinks and os.path.isdir(self.path)
+        return isinstance(self._node, Folder)
 
     def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        return not self._is_folder
+        if self.is_symlink():
+            return follow_symlinks and os.path.isfile(self.path)
+        return isinstance(self._node, File)
 
     def is_symlink(self) -> bool:
-        return False
+        return isinstance(self._node, Link)
 
 
 class _Calls:
@@ -79,7 +104,14 @@ class _Calls:
         self._next = FIRST_DESCRIPTOR
 
     def stat(self, path: str, *, dir_fd: None = None, follow_symlinks: bool = True) -> os.stat_result:
-        return self._disk.stat(path)
+        return self._disk.stat(path, follows=follow_symlinks)
+
+    def lstat(self, path: str, *, dir_fd: None = None) -> os.stat_result:
+        return self._disk.stat(path, follows=False)
+
+    def truncate(self, path: str, length: int) -> None:
+        self._disk.before_change("write", path)
+        del self._disk.find(path).data[length:]
 
     def rename(self, source: str, target: Any) -> None:
         self._disk.rename(source, os.fspath(target))
@@ -94,7 +126,7 @@ class _Calls:
     @contextmanager
     def scandir(self, path: str) -> Iterator[Iterator[_Entry]]:
         entries = self._disk.folder(path).entries
-        yield iter([_Entry(path, name, isinstance(node, Folder)) for name, node in entries.items()])
+        yield iter([_Entry(path, name, node) for name, node in entries.items()])
 
     def open_descriptor(self, path: str, flags: int, mode: int = 0o777, *, dir_fd: None = None) -> int:
         if flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR):
@@ -104,6 +136,12 @@ class _Calls:
 
     def sync_descriptor(self, descriptor: int) -> None:
         self._disk.sync(self._open[descriptor])
+
+    def chmod_descriptor(self, descriptor: int, mode: int) -> None:
+        self._disk.chmod(self._open[descriptor], mode)
+
+    def stat_descriptor(self, descriptor: int) -> os.stat_result:
+        return self._disk.stat(self._open[descriptor])
 
     def close_descriptor(self, descriptor: int) -> None:
         del self._open[descriptor]

@@ -1,12 +1,11 @@
-"""Engines, reward workers and learner ranks that know the truth: which weights they really hold.
+"""Engines and reward workers that know the truth: with which weights they really compute.
 
-Weights are names: "base", then a hash of the weights before and of what was trained. A completion's text
-says who drew it and with which weights, which no shipped code reads; the oracle does. Rewards follow from
-the text, so that everybody can compute them again.
+Weights are names: "base", then a hash of the weights before and of what was trained (`simulation.ranks`). A
+completion's text says who drew it and with which weights, which no shipped code reads; the oracle does.
+Rewards follow from the text, so that everybody can compute them again.
 """
 
 import asyncio
-import hashlib
 import json
 import zlib
 from collections.abc import Sequence
@@ -24,7 +23,6 @@ from alphadrive.types import (
     RewardBreakdown,
     RolloutGroup,
     ScoredGroup,
-    StepResult,
     VersionSpan,
     WeightsFile,
     WeightVersion,
@@ -82,7 +80,7 @@ class SimulatedEngine:
         self, fault: str | None, ticket: int, query: DrivingQuery, sampling: Any
     ) -> tuple[GroupReceipt, RolloutGroup]:
         self._raise_if_dead()
-        seconds = self._uniform(0.02, 0.2) if ticket < 0 else self._uniform(0.2, 4.0)
+        seconds = self._uniform(0.02, 0.8) if ticket < 0 else self._uniform(0.2, 4.0)
         drawn = [(self._version, self._computes)]
         await self._draw(seconds / 2)
         await self._misbehave(fault, query)
@@ -277,141 +275,11 @@ class SimulatedReward:
         )
         return header_of(scored, None), scored
 
+    async def flush(self, fault: str | None) -> None:
+        await self._sleep(self._uniform(0.0, 0.2))
+        if fault == "reward worker hangs writing":
+            self._process.freeze()
+            await self._sleep(0.0)
+
     async def close(self, fault: str | None) -> None:
         await self._sleep(self._uniform(0.0, 0.5))
-
-
-class Gang:
-    """What the ranks of a learner hold together."""
-
-    def __init__(self, world: "World", num_ranks: int, attempt: int) -> None:
-        self.num_ranks = num_ranks
-        self.weights = BASE
-        self.version = WeightVersion(attempt, 0)
-        self.trained: tuple[int, ...] = ()
-        """The tickets of all groups whose update is in the weights."""
-        self._world = world
-        self._meetings: dict[int, dict[int, Any]] = {}
-        self._met: dict[int, asyncio.Event] = {}
-        world.oracle.learned(self.version, self.weights)
-
-    async def meet(self, number: int, rank: int, value: Any) -> list[Any]:
-        """A collective: wait until all ranks are here; what they brought, by rank."""
-        meeting = self._meetings.setdefault(number, {})
-        met = self._met.setdefault(number, asyncio.Event())
-        meeting[rank] = value
-        if len(meeting) == self.num_ranks:
-            met.set()
-        await met.wait()
-        return [meeting[rank] for rank in range(self.num_ranks)]
-
-    def step(self, shares: list[tuple[ScoredGroup, ...]], is_finite: bool) -> StepResult:
-        """The update, made once for all ranks; `shares` by rank."""
-        groups = [
-            share[turn] for turn in range(max(map(len, shares))) for share in shares if turn < len(share)
-        ]
-        self._world.oracle.before_step(self.version, groups)
-        tickets = tuple(scored.group.ticket for scored in groups)
-        if is_finite:
-            self.trained += tickets
-            self.weights = hashlib.sha256(f"{self.weights} {tickets}".encode()).hexdigest()[:12]
-        self.version = WeightVersion(self.version.attempt, self.version.step + 1)
-        self._world.oracle.stepped(self.version, self.weights, tickets, is_finite)
-        return StepResult(
-            step=self.version.step,
-            weight_version=self.version,
-            metrics={"loss": 0.5},
-            problem=None if is_finite else "loss is nan",
-            was_updated=is_finite,
-        )
-
-
-class SimulatedRank:
-    """Stands for `LearnerActor`."""
-
-    def __init__(self, world: "World", process: ActorProcess) -> None:
-        self._world, self._process = world, process
-        self._sleep, self._uniform = process.sleep, process.chance.uniform
-        self._gang: Gang
-        self._rank = 0
-        self._num_meetings = 0
-        self._result: StepResult | None = None
-
-    async def rendezvous(self, fault: str | None) -> tuple[str, int]:
-        return "10.0.0.1", self._world.new_port()
-
-    async def start(self, fault: str | None, stage: str, config: Any, placing: Any, environment: Any) -> int:
-        await self._sleep(self._uniform(0.5, 8.0))
-        self._rank = placing["rank"]
-        self._gang = self._world.gang(placing["master_port"], placing["world_size"], placing["attempt"])
-        return 1
-
-    async def expect(self, fault: str | None, rows: list[int]) -> None:
-        self._world.oracle.expected(self._process.name, rows)
-
-    async def step(self, fault: str | None, *groups: ScoredGroup) -> StepResult:
-        await self._sleep(self._uniform(0.1, 3.0))
-        await self._die_if(fault, "learner rank dies")
-        met = await self._meet("step", (groups, fault != "step is not finite"))
-        result = self._world.once(
-            (self._gang, self._num_meetings),
-            lambda: self._gang.step([share for share, _ in met], all(is_finite for _, is_finite in met)),
-        )
-        await self._die_if(fault, "learner rank dies after its step")
-        await self._sleep(self._uniform(0.0, 0.1))
-        return result
-
-    async def logprob_differences(self, fault: str | None, *groups: RolloutGroup) -> list[float]:
-        weights = self._gang.weights
-        await self._sleep(self._uniform(0.02, 0.3))
-        await self._die_if(fault, "learner rank dies")
-        return [self._difference(group, weights) for group in groups]
-
-    async def export_weights(self, fault: str | None, path: Path) -> WeightsFile | None:
-        await self._sleep(self._uniform(0.01, 0.2))
-        await self._die_if(fault, "learner rank dies")
-        await self._meet("export_weights", None)
-        if self._rank != 0:
-            return None
-        gang = self._gang
-        path.write_text(json.dumps({"weights": gang.weights}))
-        return WeightsFile(path=str(path), version=gang.version, sha256=gang.weights, num_bytes=1)
-
-    async def save(self, fault: str | None, folder: Path) -> None:
-        gang = self._gang
-        await self._meet("save", None)
-        await self._sleep(self._uniform(0.05, 1.0))
-        await self._die_if(fault, "learner rank dies")
-        nonce = self._world.once((gang, self._num_meetings), lambda: self._world.oracle.saving(gang))
-        if self._rank == 0:
-            (folder / "model").mkdir()
-            (folder / "model" / "weights.json").write_text(json.dumps({"weights": gang.weights}))
-        (folder / f"rank_{self._rank}.json").write_text(json.dumps({"nonce": nonce}))
-
-    async def load(self, fault: str | None, folder: Path) -> None:
-        await self._sleep(self._uniform(0.1, 1.0))
-        await self._die_if(fault, "learner rank dies")
-        mine = json.loads((folder / f"rank_{self._rank}.json").read_text())["nonce"]
-        nonces = await self._meet("load", mine)
-        gang = self._gang
-        self._world.once((gang, self._num_meetings), lambda: self._world.oracle.loading(gang, folder, nonces))
-
-    async def _meet(self, what: str, value: Any) -> list[Any]:
-        self._num_meetings += 1
-        met = await self._gang.meet(self._num_meetings, self._rank, (what, value))
-        if {name for name, _ in met} != {what}:
-            self._world.oracle.violation(f"the ranks were called differently: {[name for name, _ in met]}")
-        return [brought for _, brought in met]
-
-    async def _die_if(self, fault: str | None, name: str) -> None:
-        if fault == name:
-            await self._process.crash(name)
-
-    def _difference(self, group: RolloutGroup, weights: str) -> float:
-        """Damaged weights ("~") are so little off that a canary cannot see it; the digest does."""
-        process, drawn = drawn_by(group)
-        if any(name.rstrip("~") != weights for name in drawn):
-            return LARGE_DIFFERENCE
-        for name in drawn:
-            self._world.oracle.proved(process, name)
-        return SMALL_DIFFERENCE

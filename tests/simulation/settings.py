@@ -20,7 +20,8 @@ AMPLE = 10_000
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One seed's run. Rows: `poison` kills every engine that draws it, `failing` is refused by all,
-    `raising` and `hanging` do that to every reward worker; none of them is a canary's."""
+    `raising` and `hanging` do that to every reward worker, a step on `overflowing` is not finite; none of
+    them is a canary's."""
 
     config: Config
     num_rows: int
@@ -31,12 +32,13 @@ class Setting:
     failing_rows: frozenset[int]
     raising_rows: frozenset[int]
     hanging_rows: frozenset[int]
+    overflowing_rows: frozenset[int]
 
 
 def setting_of(chance: random.Random) -> Setting:
     """Draw a run."""
     config = _config(chance)
-    num_rows = chance.randint(6, 40)
+    num_rows = chance.randint(7, 40)
     plans = tuple(chance.choice(["KEEP", "KEEP", "KEEP", "STOP"]) for _ in range(num_rows))
     config.data.num_rows = num_rows
     config.data.sampling = chance.choice(["uniform", "uniform", "balanced"])
@@ -45,7 +47,7 @@ def setting_of(chance: random.Random) -> Setting:
     else:
         order = balanced_order(plans, config.seed)
     canaries = {0, num_rows // 2}
-    bad = chance.sample([row for row in range(num_rows) if row not in canaries], 4)
+    bad = chance.sample([row for row in range(num_rows) if row not in canaries], 5)
     bad_rows = [frozenset({row} if chance.random() < 0.1 else ()) for row in bad]
     return Setting(
         config,
@@ -62,7 +64,10 @@ def _config(chance: random.Random) -> Config:
     config.seed = chance.randrange(1000)
     config.run.root, config.run.name, config.run.tensorboard = f"{ROOT}/runs", "run", False
     grpo, rollout = config.grpo, config.rollout
+    config.data.train = "train"
     config.learner.num_ranks = chance.choice([1, 1, 2, 3])
+    config.learner.max_restarts = chance.choice([3, 3, 3, 1, 0])
+    config.learner.hang_timeout_s = 30.0
     grpo.groups_per_step = config.learner.num_ranks * chance.choice([1, 1, 2])
     grpo.steps = chance.randint(2, 8)
     grpo.max_policy_lag = chance.choice([0, 1, 1, 2, 4])
@@ -80,6 +85,7 @@ def _config(chance: random.Random) -> Config:
     config.rewards.max_dead_letter_share = chance.choice([50.0, 50.0, 50.0, 0.1])
     config.checkpoint.every_steps = chance.randint(1, 3)
     config.checkpoint.keep_last = chance.choice([1, 2, 2, 3])
+    config.checkpoint.keep_best = chance.choice([0, 1])
     if chance.random() < 0.3:
         config.data.eval = "eval"
         config.eval.every_steps = chance.choice([1, 2, 3])

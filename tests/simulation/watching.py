@@ -4,7 +4,9 @@ The shipped code runs as it is (or as a mutant made it); every wrapper calls it 
 """
 
 import functools
+import json
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from simulation.oracle import Oracle
@@ -23,9 +25,11 @@ WATCHED = (
     (QueryLedger, "__init__", "_ledger_made"),
     (QueryLedger, "take", "_taken"),
     (QueryLedger, "settle", "_settled"),
+    (QueryLedger, "give_back", "_given_back"),
     (QueryLedger, "state", "_state"),
     (GrpoRecorder, "scored", "_scored"),
     (CheckpointStore, "commit", "_committed"),
+    (CheckpointStore, "latest", "_chosen"),
     (WeightSync, "publish", "_published"),
     (RolloutPool, "__init__", "_pool_made"),
     (RewardPool, "__init__", "_pool_made"),
@@ -78,6 +82,16 @@ def _settled(oracle: Oracle, shipped: Any) -> Any:
     return settle
 
 
+def _given_back(oracle: Oracle, shipped: Any) -> Any:
+    def give_back(self: QueryLedger, ticket: int, error: Exception) -> None:
+        try:
+            shipped(self, ticket, error)
+        finally:
+            oracle.gave_back(ticket)
+
+    return give_back
+
+
 def _state(oracle: Oracle, shipped: Any) -> Any:
     def state(self: QueryLedger) -> dict[str, Any]:
         told = shipped(self)
@@ -103,6 +117,23 @@ def _committed(oracle: Oracle, shipped: Any) -> Any:
         return checkpoint
 
     return commit
+
+
+def _chosen(oracle: Oracle, shipped: Any) -> Any:
+    def latest(self: CheckpointStore) -> Any:
+        checkpoint = None
+        try:
+            checkpoint = shipped(self)
+        finally:
+            oracle.resuming(name_of(checkpoint.path) if checkpoint is not None else None)
+        return checkpoint
+
+    return latest
+
+
+def name_of(checkpoint: Path) -> str:
+    """The name that the learner gave a checkpoint when it saved it."""
+    return str(json.loads((checkpoint / "rank_0.json").read_text())["nonce"])
 
 
 def _published(oracle: Oracle, shipped: Any) -> Any:

@@ -1,77 +1,60 @@
 """One seed: a driver that lives, dies and is started again over one disk, until its run is finished.
 
-A life runs `cluster.grpo.train_on_ray` as `cluster.launch.execute` does, on the simulated Ray, disk and
-clock. It may end finished, stopped by a signal, killed with or without the power, or with an error of its own;
-an error must be one that the faults of that life justify.
+A life is `cluster.launch.execute("grpo", …, resume=True)`, as the command line calls it, on the simulated Ray,
+disk and clock. It may end finished, stopped by a signal or a command, killed with or without the power, or with
+an error of its own; an error must be one that the faults of that life justify.
 """
 
 import asyncio
 import contextvars
 import errno
-import json
 import logging
 import random
 import sys
-import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
-from simulation.actors import (
-    CURRENT,
-    ActorProcess,
-    ActorSystem,
-    Process,
-    ProcessKilled,
-    Ref,
-    SimulatedRay,
-)
-from simulation.disk import ROOT, Disk, File
-from simulation.endings import is_justified, may_wedge
+from simulation.actors import CURRENT, ActorProcess, ActorSystem, Process, ProcessKilled, SimulatedRay
+from simulation.disk import ROOT, Disk, File, Folder
+from simulation.endings import is_justified
 from simulation.faults import Faults, Kind
+from simulation.happenings import Happenings
 from simulation.loop import LivelockError, OrderedTask, SimulationLoop, clock_of
 from simulation.oracle import WEDGE_S, Oracle
 from simulation.os_calls import routed_to
-from simulation.parts import Gang, SimulatedEngine, SimulatedRank, SimulatedReward
+from simulation.parts import SimulatedEngine, SimulatedReward
+from simulation.ranks import Gang, SimulatedRank
 from simulation.replacing import replaced
-from simulation.settings import SimulatedDataset, query_of, scan_of, setting_of
-from simulation.watching import watched
+from simulation.seams import WEIGHTS_FOLDER, SimulatedControl, machine
+from simulation.settings import query_of, setting_of
+from simulation.watching import name_of, watched
 
-import cluster.grpo
-import cluster.launch
-import cluster.learner_group
-import cluster.recorder
-import cluster.row_order
 from alphadrive.errors import CheckpointError, DeadLetterError
-from alphadrive.run_folder import RunFolder
-from alphadrive.types import WeightVersion
-from cluster.launch import Attempt, _read_ledger, _with_signals
-from cluster.placement import plan_placement
-from cluster.status import RunStatus
-from cluster.stopping import StopSignals
+from cluster.grpo import train_on_ray
+from cluster.launch import RunResult, execute
 from cluster.virtual_time import DeadlockError
 
 MAX_LIVES = 12
 NUM_LIVES_WITH_FAULTS = 4
-WEIGHTS_FOLDER = Path(ROOT) / "shm"
 DOWN_S = 30.0
-HEAD = "node-0"
-"""The node of the driver and the learner; it is lost with the driver only."""
 SETTLED_S = 60.0
 
 ROLES = {
     "RolloutActor": ("engine", SimulatedEngine, False),
     "RewardActor": ("reward", SimulatedReward, True),
     "LearnerActor": ("learner", SimulatedRank, True),
+    "RunControl": ("control", SimulatedControl, False),
 }
 """Shipped actor class: name of its processes, what stands for it, whether its calls run in order."""
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """The driver is gone, or the oracle has seen enough."""
 
 
@@ -87,10 +70,16 @@ class Report:
     num_checks: int = 0
     simulated_s: float = 0.0
     injected: Counter[str] = field(default_factory=Counter)
+    lives: Counter[str] = field(default_factory=Counter)
+    """How the lives of the driver ended."""
 
 
 class World:
     """All that surrounds the shipped code: `run` simulates one seed."""
+
+    loop: SimulationLoop
+    system: ActorSystem
+    happenings: Happenings
 
     def __init__(self, seed: int, kinds: tuple[Kind, ...]) -> None:
         self.report = Report(seed)
@@ -100,32 +89,16 @@ class World:
         self.config, self.num_rows, self.flat_share = setting.config, setting.num_rows, setting.flat_share
         self.poison_rows, self.failing_rows = setting.poison_rows, setting.failing_rows
         self.raising_rows, self.hanging_rows = setting.raising_rows, setting.hanging_rows
-        grpo = self.config.grpo
-        self.oracle = Oracle(
-            setting.order,
-            setting.num_rows,
-            num_slots=(grpo.max_policy_lag + 1) * grpo.groups_per_step,
-            lag_bound=grpo.max_policy_lag + grpo.sync_every - 1,
-            group_size=grpo.group_size,
-            groups_per_step=grpo.groups_per_step,
-            skips_flat=grpo.kl_coef == 0,
-            flat_share=setting.flat_share,
-            max_attempts=self.config.rollout.max_attempts,
-            keep_last=self.config.checkpoint.keep_last,
-            say=self.say,
-        )
+        self.overflowing_rows = setting.overflowing_rows
+        self.oracle = Oracle(setting, self.say)
         self.disk = Disk(self._before_change)
         self.outside = Process("outside")
         self.faults = Faults(self.chance, 0, self.report.injected, kinds)
-        self._loop: SimulationLoop | None = None
-        self._system: ActorSystem
         self._driver = self.outside
         self._now_s = 0.0
+        self._is_living = self._is_over = self._is_power_cut = False
         self._num_full = 0
-        self._is_power_cut = False
-        self._is_over = False
-        self._moments_task: asyncio.Task[None] | None = None
-        self._nodes: list[str] = []
+        self._rotten: list[Folder] = []
         self._gangs: dict[int, Gang] = {}
         self._ports = 0
         self._done: dict[Any, Any] = {}
@@ -138,7 +111,7 @@ class World:
 
     def now(self) -> float:
         """Virtual time, over all lives."""
-        return self._loop.time() if self._loop is not None else self._now_s
+        return self.loop.time() if self._is_living else self._now_s
 
     def query(self, row: int) -> Any:
         return query_of(row)
@@ -159,6 +132,18 @@ class World:
             self._done[key] = make()
         return self._done[key]
 
+    def fault_at(self, place: str) -> str | None:
+        """The fault that strikes at this pass of a place."""
+        name = self.faults.at(place)
+        if name is not None:
+            self.say(f"FAULT {name} ({place})")
+        return name
+
+    def kill_driver(self, how: str) -> None:
+        """kill -9, or no power."""
+        self._driver.is_alive = False
+        self._is_power_cut = how == "power is cut"
+
     # The campaign.
 
     def run(self) -> Report:
@@ -166,8 +151,8 @@ class World:
         report = self.report
         with self._patched():
             CURRENT.set(self.outside)
-            for path in (f"{ROOT}/runs", f"{ROOT}/runs/run", f"{ROOT}/shm", f"{ROOT}/runs/run/rollouts"):
-                self.disk.mkdir(path)
+            self.disk.mkdir(str(WEIGHTS_FOLDER))
+            self.disk.root.sync()
             while not report.ending and not self.oracle.violations:
                 report.num_lives += 1
                 if report.num_lives > MAX_LIVES:
@@ -182,153 +167,127 @@ class World:
 
     @contextmanager
     def _patched(self) -> Iterator[None]:
-        changes = [
-            (cluster.grpo, "DrivingDataset", SimulatedDataset),
-            (cluster.recorder, "DrivingDataset", SimulatedDataset),
-            (cluster.row_order, "scan", scan_of(self._setting.plans)),
-            (cluster.grpo, "WEIGHTS_FOLDER", WEIGHTS_FOLDER),
-            (cluster.learner_group, "placement_group", _placement_group),
-            (cluster.learner_group, "remove_placement_group", lambda gang: None),
-            (sys, "unraisablehook", lambda event: None),
-        ]
+        def place_gang() -> float:
+            return self.happenings.place_gang()
+
+        changes = machine(self.config, self._setting.plans, self._run_main, place_gang)
         with clock_of(self.now), routed_to(self.disk), watched(self.oracle), replaced(changes):
             yield
 
     def _live(self) -> str:
         """One life of the driver; how the run ended, "" if it goes on."""
         number = self.report.num_lives
-        num_faults = self.chance.randint(0, 6) if number <= NUM_LIVES_WITH_FAULTS else 0
+        num_faults = self.chance.randint(0, 9) if number <= NUM_LIVES_WITH_FAULTS else 0
         self.faults = Faults(self.chance, num_faults, self.report.injected, self._kinds)
         self._driver = Process(f"driver {number}")
         self._is_power_cut, self._num_full, self._is_over = False, 0, False
-        self._nodes = [HEAD, "node-1", "node-2"]
-        self._loop = SimulationLoop(self._now_s, self._after_turn)
-        self._loop.set_exception_handler(self._unseen_error)
-        self._system = ActorSystem(
-            self.chance, self._driver, self._make_actor, self.say, self.oracle.submitted, self._fault_at
+        self.loop = SimulationLoop(self._now_s, self._after_turn)
+        self.loop.set_exception_handler(self._unseen_error)
+        self._is_living = True
+        self.system = ActorSystem(
+            self.chance, self._driver, self._make_actor, self.say, self.oracle.submitted, self.fault_at
         )
+        self.happenings = Happenings(self)
         self.oracle.begin_life()
         self.say(f"{self._driver.name} starts")
-        fake_ray = SimulatedRay(self._system)
+        fake_ray = SimulatedRay(self.system)
         modules = [module for name, module in sys.modules.items() if name.startswith("cluster.")]
         fakes = [(module, "ray", fake_ray) for module in modules if vars(module).get("ray") is ray]
-        try:
-            with replaced(fakes):
-                return self._run_driver()
-        finally:
-            self._now_s = self._loop.now_s + DOWN_S
-            self._loop.close()
-            self._loop = None
-
-    def _run_driver(self) -> str:
-        loop = self._loop
-        assert loop is not None
         context = contextvars.copy_context()
         context.run(CURRENT.set, self._driver)
         try:
-            attempt = context.run(self._make_attempt)
-        except CheckpointError as error:
-            self.oracle.resuming(None)
-            return self._ended_by(error)
-        except ProcessKilled:
-            return ""
-        main = loop.create_task(_with_signals(attempt, cluster.grpo.train_on_ray), context=context)
-        self._moments_task = loop.create_task(self._moments())
+            with replaced(fakes):
+                try:
+                    return context.run(self._drive)
+                finally:
+                    self._wipe()
+        finally:
+            self._now_s = self.loop.now_s + DOWN_S
+            self._is_living = False
+            self.loop.close()
+
+    def _drive(self) -> str:
+        """The driver's program."""
         try:
-            loop.run_until_complete(main)
-        except Interrupted:
+            return self._ended(execute("grpo", self.config, train_on_ray, resume=True))
+        except (Interrupted, ProcessKilled):
+            self.report.lives["killed"] += 1
+            return ""
+        except KeyboardInterrupt:
+            self.say("the run stopped as it was told")
+            self.report.lives["stopped as told"] += 1
+            was_told = any(name.startswith("run is told") for name in self.faults.struck)
+            self.oracle.check(was_told, "the run was interrupted and nobody asked")
             return ""
         except (DeadlockError, LivelockError) as error:
-            waiting = [task.get_name() for task in asyncio.all_tasks(loop) if task.owner is self._driver]
+            tasks = asyncio.all_tasks(self.loop)
+            waiting = [task.get_name() for task in tasks if task.owner is self._driver]
             self.oracle.violation(f"{type(error).__name__}: {error}; {len(waiting)} tasks: {waiting[:5]}")
             return ""
-        except asyncio.CancelledError:
-            self.oracle.check(attempt.stop.was_asked, "the driver was cancelled and nobody asked")
-            self._check_left(is_gap=True)
-            return ""
         except BaseException as error:
-            self._check_left(is_gap=True)
             return self._ended_by(error)
-        else:
-            self._check_left()
-            return self._ended(attempt)
+
+    def _run_main(self, main: Coroutine[Any, Any, Any]) -> Any:
+        """As `asyncio.run`. What the driver leaves behind when its program has ended is looked at."""
+        task = self.loop.create_task(main)
+        moments = self.loop.create_task(self.happenings.run(), context=self._outside())
+        try:
+            return self.loop.run_until_complete(task)
         finally:
-            self._is_over = True
-            self._wipe(loop)
+            if task.done() and self._driver.is_alive and not self.oracle.violations:
+                self._is_over = True
+                moments.cancel()
+                self._check_left()
 
-    def _make_attempt(self) -> Attempt:
-        """As `cluster.launch.execute` makes one."""
-        run = RunFolder(Path(self.config.run.root) / self.config.run.name, self.config)
-        run.checkpoints.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = run.latest_checkpoint()
-        saved = _read_ledger(checkpoint)
-        is_first = self.report.num_lives == 1
-        version = WeightVersion(
-            0 if is_first else cluster.launch._next_attempt(run, saved), checkpoint.step if checkpoint else 0
-        )
-        status = RunStatus(run, "grpo", self.config.grpo.steps, version.attempt)
-        status.write(step=version.step)
-        self.oracle.resuming(self._name_of(str(checkpoint.path)) if checkpoint else None)
-        return Attempt(
-            config=self.config,
-            run=run,
-            model_folder=Path(f"{ROOT}/model"),
-            checkpoint=checkpoint,
-            saved=saved,
-            version=version,
-            status=status,
-            progress=_Silence(),  # type: ignore[arg-type]
-            stop=StopSignals(),
-            placement=plan_placement(self.config, "grpo", 64, 0),
-        )
+    def _outside(self) -> contextvars.Context:
+        context = contextvars.copy_context()
+        context.run(CURRENT.set, self.outside)
+        return context
 
-    def _ended(self, attempt: Attempt) -> str:
-        """The stage returned."""
-        if attempt.stop.was_asked:
-            self.say("the run stopped as it was told")
-            return ""
-        state = attempt.status.state
-        self.oracle.at_the_end(self.oracle.ledger.counts())
-        if state == "no_signal":
+    def _ended(self, result: RunResult) -> str:
+        """The command returned."""
+        step = result.summary["grpo"]["steps"]
+        self.oracle.at_the_end(result.summary["grpo"]["epochs"], step)
+        if result.status == "no_signal":
             self.oracle.check(self.oracle.has_no_signal(), "no_signal, and there was one")
         else:
-            step = list(self._gangs.values())[-1].version.step
-            self.oracle.check(state == "finished", f"the run returned and is {state}")
+            self.oracle.check(result.status == "finished", f"the run returned and is {result.status}")
             self.oracle.check(step == self.config.grpo.steps, f"finished at step {step}")
-        self.say(f"the run is over: {state}")
-        return state
+        self.say(f"the run is over: {result.status}")
+        self.report.lives[result.status] += 1
+        return result.status
 
     def _ended_by(self, error: BaseException) -> str:
-        """The stage raised: with reason?"""
+        """The command raised: with reason?"""
         said = f"{type(error).__name__}: {error}"
         self.say(f"the run ends with {said}")
+        self.report.lives[type(error).__name__] += 1
         if not is_justified(error, self.faults, self.config, self._setting):
             self.oracle.violation(
                 f"the run ended with {said} and no fault of {dict(self.faults.struck)} explains it"
             )
         return type(error).__name__ if isinstance(error, CheckpointError | DeadLetterError) else ""
 
-    def _check_left(self, is_gap: bool = False) -> None:
-        """The driver ended by itself: a little later nothing of it is left."""
-        assert self._loop is not None and self._moments_task is not None
-        self._is_over = True
-        self._moments_task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(SETTLED_S))
-        tasks = [task for task in asyncio.all_tasks(self._loop) if task.owner is self._driver]
+    def _check_left(self) -> None:
+        """The driver's program has ended by itself: a little later nothing of it is left."""
+        self.loop.run_until_complete(asyncio.sleep(SETTLED_S))
+        tasks = [task for task in asyncio.all_tasks(self.loop) if task.owner is self._driver]
         self.oracle.check(not tasks, f"tasks are left: {tasks[:3]}")
-        if is_gap:
-            return
-        alive = [each for each in self._system.processes if each.is_alive and each.was_killed_s is None]
+        alive = [
+            each
+            for each in self.system.processes
+            if each.is_alive and each.was_killed_s is None and not each.name.startswith("control")
+        ]
         self.oracle.check(not alive, f"processes are left: {alive}")
         files = self.disk.files(str(WEIGHTS_FOLDER))
-        # TEMPORARY gap: self.oracle.check(not files, f"files of weights are left: {files}")
+        self.oracle.check(not files, f"files of weights are left: {files}")
 
-    def _wipe(self, loop: SimulationLoop) -> None:
+    def _wipe(self) -> None:
         """Nothing of this life goes on: all tasks end, whatever they would still like to do is refused."""
-        self._driver.is_alive = False
+        self._is_over, self._driver.is_alive = True, False
 
         async def end_all() -> None:
-            self._system.end()
+            self.system.end()
             for _ in range(100):
                 tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
                 if not tasks:
@@ -339,30 +298,34 @@ class World:
                     if not task.cancelled():
                         task.exception()
 
-        loop.run_until_complete(end_all())
+        # The end of the driver's own task may still be on its way to stop the loop.
+        self.loop.call_soon(self.loop.stop)
+        self.loop.run_forever()
+        self.loop.run_until_complete(end_all())
 
     def _between_lives(self) -> None:
         """Power comes back; now and then a checkpoint has rotted meanwhile."""
         if self._is_power_cut:
             self.disk.power_cut(self.chance)
-        for path in self.disk.files(str(WEIGHTS_FOLDER)):
-            self.disk.unlink(path)
+            for path in self.disk.files(str(WEIGHTS_FOLDER)):
+                self.disk.unlink(path)
         if self.report.num_lives <= NUM_LIVES_WITH_FAULTS and self.chance.random() < 0.05:
             self._damage_newest()
 
     def _damage_newest(self) -> None:
         folder = f"{ROOT}/runs/run/checkpoints"
-        names = sorted(name for name in self.disk.folder(folder).entries if name.startswith("step_"))
+        names = [path.name for path in Path(folder).glob("step_*")]
         if not names:
             return
-        newest = f"{folder}/{names[-1]}"
-        self.oracle.damaged(self._name_of(newest))
+        newest = f"{folder}/{max(names)}"
+        if any(each is self.disk.folder(newest) for each in self._rotten):
+            return
+        self._rotten.append(self.disk.folder(newest))
+        self.oracle.damaged(name_of(Path(newest)))
         path = self.chance.choice(self.disk.files(newest))
         file = self.disk.find(path)
         assert isinstance(file, File)
-        how = self.chance.choice(
-            ["truncated", "removed"] + ["flipped"] * (not path.endswith("manifest.json"))
-        )
+        how = self.chance.choice(["truncated", "removed", "flipped"])
         if how == "truncated":
             del file.data[self.chance.randrange(len(file.data)) :]
         elif how == "removed":
@@ -373,154 +336,57 @@ class World:
         self.report.injected[f"checkpoint file {how}"] += 1
         self.say(f"{path} is {how}")
 
-    def _name_of(self, checkpoint: str) -> str:
-        """The name that the learner gave a checkpoint when it saved it."""
-        file = self.disk.find(f"{checkpoint}/rank_0.json")
-        assert isinstance(file, File)
-        return str(json.loads(file.data)["nonce"])
-
     # What happens to the driver and its actors.
 
     def _make_actor(self, actor_class: type, system: ActorSystem, args: tuple[Any, ...]) -> ActorProcess:
         role, stand_in, is_ordered = ROLES[actor_class.__name__]
         number = sum(process.name.startswith(role) for process in system.processes)
-        node = HEAD if role == "learner" else self.chance.choice(self._roomy_nodes())
-        process = ActorProcess(system, f"{role}-{self.report.num_lives}-{number}", is_ordered, node)
+        if role == "learner":
+            node = self.happenings.gang_node
+        elif role == "control":
+            node = self.happenings.nodes[0]
+        else:
+            node = self.chance.choice(self.happenings.roomy_nodes())
+        name = f"{role}-{self.report.num_lives}-{number}"
+        process = ActorProcess(system, name, is_ordered, node, may_linger=role in ("engine", "reward"))
+        process.args = args
 
         def fault_of(method: str, call_args: tuple[Any, ...]) -> str | None:
             is_canary = method == "generate" and call_args[0] < 0
-            return self._fault_at(f"{role}.{'canary' if is_canary else method}")
+            return self.fault_at(f"{role}.{'canary' if is_canary else method}")
 
         process.host(stand_in(self, process), fault_of)
         return process
-
-    def _roomy_nodes(self) -> list[str]:
-        return [node for node in self._nodes if node not in self._system.draining_ms]
-
-    def _fault_at(self, place: str) -> str | None:
-        name = self.faults.at(place)
-        if name is not None:
-            self.say(f"FAULT {name} ({place})")
-        return name
 
     def _before_change(self, kind: str, path: str) -> None:
         process = CURRENT.get()
         if not process.is_alive:
             raise ProcessKilled
-        if process is self.outside or "/checkpoints" not in path:
+        if process is self.outside or not path.startswith(f"{ROOT}/runs"):
             return
-        fault = self._fault_at("disk.checkpoint")
+        places = [name for name in ("checkpoint", "summary") if name in path]
+        fault = self.fault_at(f"disk.{places[0] if places else 'records'}")
         if fault == "disk is full":
             self._num_full = self.chance.randint(1, 20)
         elif fault is not None:
-            self._kill_driver(fault)
+            self.kill_driver(fault)
             raise ProcessKilled
         if self._num_full and kind in ("write", "create", "mkdir"):
             self._num_full -= 1
             raise OSError(errno.ENOSPC, "No space left on device", path)
 
-    def _kill_driver(self, how: str) -> None:
-        self._driver.is_alive = False
-        self._is_power_cut = how == "power is cut"
-
-    async def _moments(self) -> None:
-        """Faults that have a time."""
-        loop = self._loop
-        assert loop is not None
-        start_s = loop.time()
-        for moment_s, name in sorted(self.faults.moments):
-            await asyncio.sleep(start_s + moment_s - loop.time())
-            if self._happens(name, loop):
-                self.say(f"FAULT {name}")
-                self.faults.strike(name)
-
-    def _happens(self, name: str, loop: SimulationLoop) -> bool:
-        if name in ("driver is killed", "power is cut"):
-            self._kill_driver(name)
-            return True
-        if name in ("run is told to stop", "run is told twice to stop"):
-            if name.endswith("twice to stop"):
-                loop.call_later(self.chance.uniform(0.5, 20.0), loop.signalled)
-            loop.signalled()
-            return True
-        if name in ("engines are resized", "reward workers are resized"):
-            pool = self.oracle.pools.get("RolloutPool" if name.startswith("engines") else "RewardPool")
-            if pool is None or self.oracle.ledger is None:
-                return False
-            num_wanted = self.chance.randint(1, 5)
-            self.say(f"{num_wanted} wanted")
-            pool.resize(num_wanted)
-            return True
-        if name in ("node is drained", "node is lost"):
-            return self._node_goes(
-                loop, self.chance.uniform(5.0, 120.0) if name == "node is drained" else None
-            )
-        role = {"idle engine": "engine", "idle reward": "reward", "idle learner": "learner"}[
-            " ".join(name.split()[:2])
-        ]
-        living = [each for each in self._system.processes if each.is_alive and each.name.startswith(role)]
-        if not living:
-            return False
-        victim = self.chance.choice(living)
-        if name.endswith("hangs"):
-            victim.freeze()
-        else:
-            victim.die(name)
-        return True
-
-    def _node_goes(self, loop: SimulationLoop, deadline_s: float | None) -> bool:
-        """A node that is not the head leaves, at once or after notice; another one joins."""
-        nodes = [node for node in self._roomy_nodes() if node != HEAD]
-        if not nodes:
-            return False
-        node = self.chance.choice(nodes)
-        self._nodes.append(f"node-{len(self._nodes)}-{self.report.num_lives}")
-
-        def leave() -> None:
-            self._system.lose_node(node)
-            self._nodes.remove(node)
-
-        if deadline_s is None:
-            leave()
-        else:
-            self.say(f"{node} leaves in {deadline_s:.0f} s")
-            self._system.draining_ms[node] = (time.time() + deadline_s) * 1000
-            loop.call_later(deadline_s, leave)
-        return True
-
     def _after_turn(self) -> None:
         if self._is_over:
             return
         self.oracle.after_turn(self.now())
-        if self.oracle.is_wedged and not may_wedge(self.faults):
+        if self.oracle.is_wedged:
             self.oracle.violation(f"I7 nothing was done for {WEDGE_S:.0f} s, and no error said so")
-        if not self._driver.is_alive or self.oracle.is_wedged or self.oracle.violations:
+        if not self._driver.is_alive or self.oracle.violations:
             raise Interrupted
 
     def _unseen_error(self, loop: asyncio.AbstractEventLoop, details: dict[str, Any]) -> None:
         if not self._is_over and self._driver.is_alive:
             self.oracle.violation(f"an error that nobody looked at: {details}")
-
-
-class _Silence:
-    """Stands for `RunProgress`."""
-
-    def say(self, text: str) -> None:
-        pass
-
-    def step(self, step: int, figures: Any) -> None:
-        pass
-
-
-class _Gang:
-    def ready(self) -> Ref:
-        ref = Ref()
-        ref.resolve()
-        return ref
-
-
-def _placement_group(bundles: Any, strategy: str = "PACK") -> _Gang:
-    return _Gang()
 
 
 def simulate(seed: int, kinds: tuple[Kind, ...], *, with_logs: bool = False) -> Report:
@@ -535,7 +401,10 @@ def simulate(seed: int, kinds: tuple[Kind, ...], *, with_logs: bool = False) -> 
         root.addHandler(handler)
         root.setLevel(logging.INFO)
     try:
-        return world.run()
+        with warnings.catch_warnings():
+            # Of a driver that is killed before it awaits what it has made.
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            return world.run()
     finally:
         logging.disable(was_disabled)
         root.setLevel(level)
