@@ -73,14 +73,14 @@ def keys_of(folder: Path, size: Size, seed: int) -> list[str]:
         "checkpoint.every_steps=3",
         f"rollout.num_workers={size.engines}",
         "rollout.cpus_per_worker=1",
-        "rollout.hang_timeout_s=30",
-        "rollout.sync_timeout_s=20",
+        "rollout.hang_timeout_s=45",
+        "rollout.sync_timeout_s=45",
         "rollout.max_restarts=9",
         f"rewards.num_workers={size.rewards}",
         "rewards.timeout_s=20",
         f"learner.num_ranks={size.ranks}",
         f"learner.cpus_per_rank={rank_cpus:g}",
-        "learner.hang_timeout_s=30",
+        "learner.hang_timeout_s=45",
         "learner.max_restarts=9",
     ]
 
