@@ -230,7 +230,7 @@ def main() -> int:
     found = whole_test(folder, size, plan)
     report = report_of(found, asdict(plan) | asdict(size))
     args.json.write_text(json.dumps(report, indent=2) + "\n")
-    shutil.copy(folder / "driver.log", args.json.with_suffix(".log"))
+    shutil.copy(folder / "driver.log", args.json.with_suffix(".driver.log"))
     print(text_of(report))
     if found.problems:
         print(f"everything is in {folder}")

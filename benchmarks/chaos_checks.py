@@ -6,7 +6,8 @@
     rollouts     no group twice, no query oftener than the ledger says it ended
 
 Rollouts may lack groups: a reward worker that is killed takes those with it that it has not written yet
-(docs/architecture.md). They are counted, not held against the run.
+(docs/architecture.md). They are counted, not held against the run. Groups that were under way at the end are
+no repetition: they are taken back when the run goes on.
 """
 
 import json
@@ -22,6 +23,7 @@ from chaos_run import NUM_ROWS
 from alphadrive import metric_names as names
 from alphadrive.checkpoints import Checkpoint, CheckpointStore
 from alphadrive.config import Config
+from alphadrive.rewind import EndedTickets
 from alphadrive.run_folder import LEDGER_FILE, read_metrics
 
 
@@ -50,7 +52,8 @@ def account_of(run: Path, config: Config) -> Account:
     ledger = json.loads((checkpoint.path / LEDGER_FILE).read_text())
     queries = ledger["queries"]
     ended = ended_of(queries)
-    rows = rollout_rows(run)
+    over = EndedTickets(ledger["next_ticket"], frozenset(ledger["open_tickets"]))
+    rows = [(ticket, row) for ticket, row in rollout_rows(run) if ticket in over]
     lost = len(queries["dead_letters"]) + sum(
         abs(NUM_ROWS - sum(counts.values())) for counts in queries["closed_epochs"].values()
     )

@@ -32,6 +32,8 @@ from cluster.workers import WorkerState, WorkerStatus
 ROOT = Path(__file__).resolve().parents[1]
 NUM_ROWS = 64
 CPUS_OF_A_NODE = 2
+SYSTEM = {"gcs_rpc_server_reconnect_timeout_s": 600}
+"""Ray ends every process that has not reached the head for 60 s, which a busy machine may cost it."""
 NODE_TRIES = 6
 NODE_BACK_S = 5.0
 """A node that was lost is followed by a new one so much later."""
@@ -71,14 +73,14 @@ def keys_of(folder: Path, size: Size, seed: int) -> list[str]:
         "checkpoint.every_steps=3",
         f"rollout.num_workers={size.engines}",
         "rollout.cpus_per_worker=1",
-        "rollout.hang_timeout_s=30",
-        "rollout.sync_timeout_s=20",
+        "rollout.hang_timeout_s=45",
+        "rollout.sync_timeout_s=45",
         "rollout.max_restarts=9",
         f"rewards.num_workers={size.rewards}",
-        "rewards.timeout_s=10",
+        "rewards.timeout_s=20",
         f"learner.num_ranks={size.ranks}",
         f"learner.cpus_per_rank={rank_cpus:g}",
-        "learner.hang_timeout_s=30",
+        "learner.hang_timeout_s=45",
         "learner.max_restarts=9",
     ]
 
@@ -88,7 +90,7 @@ class Nodes:
 
     def __init__(self) -> None:
         self._cluster = Cluster()
-        self._add(num_cpus=0, include_dashboard=False)
+        self._add(num_cpus=0, include_dashboard=False, _system_config=SYSTEM)
         self._due_s: list[float] = []
         for _ in range(2):
             self._add(num_cpus=CPUS_OF_A_NODE)

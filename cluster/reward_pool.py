@@ -252,10 +252,14 @@ class RewardPool:
 
     async def _ask(self, worker: RewardWorker) -> None:
         try:
-            await remote.fetch(worker.actor.where.remote(), HEALTH_TIMEOUT_S)
-        except (TimeoutError, remote.ActorGoneError) as error:
+            await remote.fetch(worker.actor.where.remote(), max(HEALTH_TIMEOUT_S, self._config.timeout_s))
+        except TimeoutError:
+            # No failed start: on a machine that is too busy this may come again and again.
             if not worker.num_under_way:
-                self._fleet.lose(worker, error if str(error) else "hung: it answers nothing while idle")
+                self._fleet.lose(worker, "hung: it answers nothing while idle", counts=False)
+        except remote.ActorGoneError as error:
+            if not worker.num_under_way:
+                self._fleet.lose(worker, error)
 
     async def _end_waiting(self) -> None:
         """When the fleet has failed, those that wait for a worker get its error."""
