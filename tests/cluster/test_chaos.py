@@ -25,7 +25,7 @@ def test_a_run_outlives_every_kind_of_fault_and_loses_and_repeats_no_group(tmp_p
         capture_output=True,
         text=True,
         timeout=1500,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
