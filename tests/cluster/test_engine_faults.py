@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 
 import psutil
 import pytest
@@ -17,9 +18,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.e2e]
 
 
 def core_of(pid):
-    """The EngineCore process of an engine's actor."""
-    (core,) = [child for child in psutil.Process(pid).children() if "EngineCore" in " ".join(child.cmdline())]
-    return core
+    """The EngineCore process of an engine's actor. It takes its name a moment after it is up."""
+    for _ in range(600):
+        children = psutil.Process(pid).children()
+        cores = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
+        if cores:
+            return cores[0]
+        time.sleep(0.1)
+    raise AssertionError(f"process {pid} has no EngineCore, only {children}")
 
 
 def test_killed_and_stopped_engine_processes_are_replaced_and_every_group_is_drawn(small_ray, tmp_path):
