@@ -241,3 +241,45 @@ def test_a_whole_group_passes_also_when_its_engine_was_updated_meanwhile():
 def test_every_kind_of_garbage_is_named(kind):
     with pytest.raises(GarbageError, match=r"engine-0 returned garbage for ticket 7 \(q\)"):
         checked(SPOILERS[kind](drawn_group()))
+
+
+def test_a_close_that_is_cut_off_kills_all_workers(monkeypatch):
+    from types import SimpleNamespace
+
+    from cluster.fleet import Craft, Fleet
+    from cluster.reward_pool import RewardWorker
+
+    killed = []
+    monkeypatch.setattr("cluster.remote.kill", killed.append)
+
+    async def nothing(worker):
+        worker.enter(WorkerState.SERVING)
+
+    def make(index, worker_id):
+        answered = asyncio.get_running_loop().create_future()
+        answered.set_result((index, "node"))
+        never = asyncio.get_running_loop().create_future()
+        where, close = (SimpleNamespace(remote=lambda reply=reply: reply) for reply in (answered, never))
+        return RewardWorker(index, worker_id, SimpleNamespace(where=where, close=close, name=worker_id))
+
+    async def main():
+        craft = Craft(
+            kind="reward",
+            prefix="w",
+            make=make,
+            start=nothing,
+            take_back=nothing,
+            until_empty=nothing,
+            none_left=RuntimeError,
+            needs="nothing",
+        )
+        fleet = Fleet(craft, RestartPolicy(1), 10.0)
+        await fleet.start(2)
+        closing = asyncio.create_task(fleet.close())
+        await asyncio.sleep(0.01)
+        assert killed == []
+        closing.cancel()
+        await asyncio.wait([closing])
+
+    asyncio.run(main())
+    assert sorted(actor.name for actor in killed) == ["w0", "w1"]
