@@ -101,6 +101,7 @@ class RewardPool:
         )
         self._fleet: Fleet[RewardWorker] = Fleet(craft, RestartPolicy(MAX_RESTARTS), 2 * config.timeout_s)
         self._waiting: deque[_Request] = deque()
+        self._unanswered: set[asyncio.Future[GroupHeader]] = set()
         self._is_handing_out = False
         self._group_s = BATCH_S
         """What a group took lately; at first one is scored at a time."""
@@ -112,7 +113,7 @@ class RewardPool:
 
     async def start(self) -> None:
         """Start all workers. Raises RewardWorkerDiedError when none can be had."""
-        self._fleet.in_background(self._end_waiting())
+        self._fleet.in_background(self._end_all())
         self._fleet.in_background(self._watch())
         await self._fleet.start(self._config.num_workers)
 
@@ -173,6 +174,8 @@ class RewardPool:
         """What a worker says of a group; those that wait longest come first."""
         self._fleet.raise_failure()
         header: asyncio.Future[GroupHeader] = asyncio.get_running_loop().create_future()
+        self._unanswered.add(header)
+        header.add_done_callback(self._unanswered.discard)
         self._waiting.append(_Request(group, is_alone, header))
         self._hand_out_soon()
         return await header
@@ -261,15 +264,15 @@ class RewardPool:
             if not worker.num_under_way:
                 self._fleet.lose(worker, error)
 
-    async def _end_waiting(self) -> None:
-        """When the fleet has failed, those that wait for a worker get its error."""
+    async def _end_all(self) -> None:
+        """When the fleet has failed, all that was not answered yet gets its error."""
         try:
             while True:
                 await self._fleet.changed()
         except Exception as error:
-            for request in self._waiting:
-                if not request.header.done():
-                    request.header.set_exception(error)
+            for header in self._unanswered:
+                if not header.done():
+                    header.set_exception(error)
 
 
 def _fail(requests: list[_Request], error: Exception) -> None:

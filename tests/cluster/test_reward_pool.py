@@ -72,6 +72,17 @@ def test_a_reward_that_raises_twice_is_an_error_and_never_a_number(reward_pool):
         run_with(reward_pool, lambda: reward_pool.score(group))
 
 
+def test_an_error_of_the_pool_itself_is_raised_to_all_that_wait(reward_pool):
+    group = fake_group(0)
+
+    async def main():
+        return await asyncio.gather(
+            reward_pool.score(group.batch), reward_pool.score(group), return_exceptions=True
+        )
+
+    assert {type(result) for result in run_with(reward_pool, main)} == {AttributeError}
+
+
 def test_a_reward_that_hangs_twice_is_given_up_in_time(reward_pool):
     group = fake_group(2)
     with pytest.raises(RewardError, match="no answer in rewards"):

@@ -144,6 +144,7 @@ import ray
 from alphadrive.config import RewardConfig
 from alphadrive.types import Completion, DrivingQuery, RolloutGroup, VersionSpan, WeightVersion
 from cluster.actors import RewardActor
+from cluster.batches import BatchItem
 from cluster.processes import ProcessTree
 from cluster.ray_session import ray_session
 from cluster.reward_pool import RewardPool
@@ -163,7 +164,7 @@ async def main():
     here = str(Path.cwd())
     pool = RewardPool(config, lambda worker_id: actor.remote(config, 0, sys.argv[1], worker_id, here))
     await pool.start()
-    header = await pool.score(ray.put(group))
+    header = await pool.score(BatchItem(ray.put((group,)), 0))
     await pool.close()
     print(header.term_means)
 
