@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import psutil
 from resume_compare import learner_differences, queries_of, rollouts_of, run_differences
@@ -215,7 +216,7 @@ def real_command(folder: Path, name: str) -> list[str]:
 
 
 def kill_real_runs(folder: Path, num_kills: int, tally: Tally) -> None:
-    """Kill one real debug run again and again, until it ends; compare it bit by bit with one without."""
+    """Kill real debug runs until there are so many kills; compare each bit by bit with one left alone."""
     if not num_kills:
         return
     log = folder / "log-real.txt"
@@ -223,29 +224,31 @@ def kill_real_runs(folder: Path, num_kills: int, tally: Tally) -> None:
     with log.open("a") as stream:
         subprocess.run(real_command(folder, "whole-real"), stdout=stream, stderr=stream, check=True)
         length_s = time.monotonic() - started_s
-        while True:
-            process = subprocess.Popen(
-                [*real_command(folder, "killed-real"), "--resume"], stdout=stream, stderr=stream
-            )
-            is_over = tally.real_kills >= num_kills
-            try:
-                code = process.wait(600 if is_over else random.uniform(0.3, 1.0) * length_s)
-            except subprocess.TimeoutExpired:
-                _kill_tree(process)
-                tally.real_kills += 1
-                continue
+        while tally.real_kills < num_kills and not tally.problems:
+            killed = f"killed-real-{tally.runs}"
+            code = _kill_until_it_ends(real_command(folder, killed), num_kills, length_s, stream, tally)
             if code:
                 tally.problems.append(f"a resumed debug run ended with {code}, see {log}")
                 return
-            break
-    tally.runs += 1
-    whole, killed = folder / "whole-real", folder / "killed-real"
-    name = f"checkpoints/step_{REAL_STEPS:06d}"
-    problems = [
-        *run_differences(whole, killed, REAL_STEPS),
-        *learner_differences(whole / name, killed / name),
-    ]
-    tally.problems += [f"real: {problem}" for problem in problems]
+            tally.runs += 1
+            runs = (folder / "whole-real", folder / killed)
+            states = [run / f"checkpoints/step_{REAL_STEPS:06d}" for run in runs]
+            problems = [*run_differences(*runs, REAL_STEPS), *learner_differences(*states)]
+            tally.problems += [f"{killed}: {problem}" for problem in problems]
+
+
+def _kill_until_it_ends(
+    command: list[str], num_kills: int, length_s: float, stream: IO[str], tally: Tally
+) -> int:
+    """Start, kill, resume, until the run ends by itself; its exit code."""
+    while True:
+        process = subprocess.Popen([*command, "--resume"], stdout=stream, stderr=stream)
+        is_over = tally.real_kills >= num_kills
+        try:
+            return process.wait(600 if is_over else random.uniform(0.3, 1.0) * length_s)
+        except subprocess.TimeoutExpired:
+            _kill_tree(process)
+            tally.real_kills += 1
 
 
 def _kill_tree(process: "subprocess.Popen[bytes]") -> None:
