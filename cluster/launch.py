@@ -216,6 +216,8 @@ def _run_loop(attempt: Attempt, work: Coroutine[Any, Any, None]) -> None:
     except asyncio.CancelledError:
         if not attempt.stop.was_asked:
             raise
+    finally:
+        gc.unfreeze()
     if attempt.stop.was_asked:
         raise attempt.stop.interrupt()
 

@@ -370,7 +370,7 @@ RECOVERY_MUTANTS = (
     one("checkpoints are not verified", 9, f"{STORE}.latest", "verify(checkpoint.path)", "pass"),
     one(
         "a full disk ends the run",
-        128,
+        87,
         "cluster.checkpointing:CheckpointWriter.write",
         "except (OSError, CheckpointWriteError) as error:",
         "except ZeroDivisionError as error:",
@@ -386,7 +386,7 @@ RECOVERY_MUTANTS = (
     ),
     one(
         "weights of an export that was cut off are left",
-        29,
+        0,
         RUN,
         "            remove_leftover_weights(attempt.run)\n",
         "",

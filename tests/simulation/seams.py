@@ -110,6 +110,8 @@ def machine(
         (cluster.launch, "check_run", lambda *args: SimpleNamespace(model_folder=Path(f"{ROOT}/model"))),
         (cluster.launch, "ray_session", lambda *args: nullcontext()),
         (cluster.launch, "cluster_size", lambda: (64.0, 0.0)),
+        # What is frozen is never collected, and would add up over the lives in one process.
+        (cluster.launch, "gc", SimpleNamespace(freeze=lambda: None, unfreeze=lambda: None)),
         (cluster.launch, "Reaper", Nothing),
         (cluster.launch, "ProcessTree", Nothing),
         (cluster.launch, "RunProgress", Nothing),
