@@ -57,6 +57,12 @@ class CheckpointStore:
         self.folder = folder
         self.keep_last = keep_last
         self.keep_best = keep_best
+        self._num_sealed = 0
+
+    def progress(self) -> tuple[int, int]:
+        """Files sealed by commits so far, and bytes in folders that are being written: while a checkpoint is
+        being written one of the two grows."""
+        return self._num_sealed, sum(map(bytes_below, self.folder.glob(f"{_TEMPORARY}*")))
 
     def begin(self, step: int) -> Path:
         """An empty folder to write the checkpoint of `step` into; nothing is visible before `commit`.
@@ -84,7 +90,7 @@ class CheckpointStore:
             raise CheckpointError(
                 f"{temporary}: nothing to commit; expected files written since begin({step})"
             )
-        seal(temporary, step, None if score is None else float(score))
+        seal(temporary, step, None if score is None else float(score), self._count_sealed)
         if final.exists():
             self._point_best([other for other in self.all() if other.step != step])
             final.rename(self._replaced(step))
@@ -154,6 +160,9 @@ class CheckpointStore:
         checkpoint was evaluated."""
         ranked = _ranked(self.all())
         return ranked[0] if ranked else None
+
+    def _count_sealed(self) -> None:
+        self._num_sealed += 1
 
     def _prune(self, committed_step: int) -> None:
         checkpoints = self.all()
@@ -226,6 +235,14 @@ class CheckpointStore:
 
     def _replaced(self, step: int) -> Path:
         return self.folder / f"{_REPLACED}step_{step:06d}"
+
+
+def bytes_below(folder: Path) -> int:
+    """Bytes of all files in a folder that others are writing; 0 when it goes away meanwhile."""
+    try:
+        return sum(path.stat().st_size for path in folder.rglob("*"))
+    except FileNotFoundError:
+        return 0
 
 
 def _ranked(checkpoints: list[Checkpoint]) -> list[tuple[Checkpoint, float]]:

@@ -111,6 +111,10 @@ class LearnerDiedError(LearnerError):
     """A learner rank's process is gone, or hangs; what is left of the learner can only be ended."""
 
 
+class LearnerMovesError(LearnerDiedError):
+    """The learner is given up because a node of it goes away."""
+
+
 class WeightSyncError(AlphaDriveError):
     """An engine does not hold the weights it claims to hold."""
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,21 @@ class Manifest:
         return sum(num_bytes for num_bytes, _ in self.files.values())
 
 
-def seal(folder: Path, step: int, score: float | None) -> None:
-    """Bring everything in a folder to disk, take write access from others, write the manifest."""
+def seal(folder: Path, step: int, score: float | None, note_file: Callable[[], None] = lambda: None) -> None:
+    """Bring everything in a folder to disk, take write access from others, write the manifest.
+
+    `note_file` is called whenever a file is on disk or hashed: of a large checkpoint that may take minutes.
+    """
     files = files_below(folder)
     for path in [*files, *(path for path in folder.rglob("*") if path.is_dir()), folder]:
         path.chmod(path.stat().st_mode & ~_OTHERS_WRITE)
     for file in files:
         fsync_path(file)
-    entries = {
-        _relative(file, folder): {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files
-    }
+        note_file()
+    entries: dict[str, dict[str, int | str]] = {}
+    for file in files:
+        entries[_relative(file, folder)] = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        note_file()
     content = {"version": MANIFEST_VERSION, "step": step, "score": score, "files": entries}
     with (folder / MANIFEST).open("w", encoding="utf-8") as stream:
         json.dump(content | {"sha256": _own_digest(content)}, stream, indent=1, allow_nan=False)

@@ -71,7 +71,7 @@ class Meter:
     """In place of the weight sync, which costs by engine and step, not by sample: reads the clocks."""
 
     def __init__(self, stop: Any, seconds: float) -> None:
-        self.seconds, self.canary_differences = [0.0], [0.0]
+        self.seconds, self.canary_differences, self.paused_seconds = [0.0], [0.0], [0.0]
         self.version = WeightVersion(0, 0)
         self.readings: list[Reading] = []
         self._stop, self._limit_s = stop, seconds

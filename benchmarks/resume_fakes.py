@@ -105,7 +105,7 @@ class FakeSync:
     """Publishes at once."""
 
     def __init__(self, engine: FakeEngine) -> None:
-        self.seconds, self.canary_differences = [0.0], [0.0]
+        self.seconds, self.canary_differences, self.paused_seconds = [0.0], [0.0], [0.0]
         self._engine = engine
 
     async def publish(self, version: WeightVersion) -> None:

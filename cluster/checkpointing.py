@@ -8,8 +8,9 @@ in a row end the run, and so does the last one of a run, which nothing would fol
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
+from typing import Any
 
 from alphadrive.checkpoints import Checkpoint
 from alphadrive.errors import CheckpointWriteError
@@ -48,7 +49,7 @@ class CheckpointWriter:
             folder = self._run.begin_checkpoint(step)
             await save(folder)
             (folder / LEDGER_FILE).write_text(json.dumps(ledger()), encoding="utf-8")
-            committed = await asyncio.to_thread(self._run.commit_checkpoint, step, score)
+            committed = await _to_its_end(asyncio.to_thread(self._run.commit_checkpoint, step, score))
         except (OSError, CheckpointWriteError) as error:
             self._run.checkpoints.discard(step)
             self._note_failure(step, error, is_last)
@@ -56,6 +57,10 @@ class CheckpointWriter:
         self.last_step, self.num_failed = step, 0
         self._status.write(checkpoint_step=step, checkpoint_problem=None)
         return committed
+
+    def progress(self) -> object:
+        """Something that changes as long as a checkpoint is being written."""
+        return self._run.checkpoints.progress()
 
     def _note_failure(self, step: int, error: Exception, is_last: bool) -> None:
         self.num_failed += 1
@@ -68,3 +73,15 @@ class CheckpointWriter:
                 "checkpoint is done again"
             ) from error
         logger.error("%s; training goes on", problem)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, Checkpoint]) -> Checkpoint:
+    """The result of what must not go on when nobody waits for it any more: a thread cannot be cancelled, and
+    a commit that ends after the run went back to an older checkpoint would remove that."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        task.cancelled() or task.exception()
+        raise

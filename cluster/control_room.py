@@ -71,6 +71,8 @@ class ControlRoom:
         self._spawned_s = 0.0
         self._has_answered = False
         self._file: ClusterFile | None = None
+        self._failures: set[type[Exception]] = set()
+        """Kinds that were told of."""
 
     def open(self) -> None:
         """Start the control actor, without waiting for it, and write down where it is."""
@@ -83,12 +85,14 @@ class ControlRoom:
 
     async def serve(self) -> None:
         """Push the status and carry out wishes and decisions, until cancelled."""
-        try:
-            while True:
+        while True:
+            try:
                 await self._tick()
-                await asyncio.sleep(PUSH_EVERY_S)
-        except Exception:
-            logger.exception("the control room failed; the run goes on, without status, stop and scale")
+            except Exception as error:  # Ray's client raises bare errors while its head node is away
+                if type(error) not in self._failures:
+                    self._failures.add(type(error))
+                    logger.exception("the control room failed; it is tried again every second")
+            await asyncio.sleep(PUSH_EVERY_S)
 
     def note_failure(self, error: BaseException) -> None:
         """Remember for the last status how the attempt ended."""
@@ -108,7 +112,7 @@ class ControlRoom:
         self._write_file(self._file.as_ended())
 
     async def _tick(self) -> None:
-        self._look()
+        await self._look()
         try:
             pushed = self._control.push.remote(self._status.fields)
             self._wishes = await fetch(pushed, REPLY_TIMEOUT_S)
@@ -127,7 +131,7 @@ class ControlRoom:
         if not stop.was_asked:
             self._scaling.act(self._wishes, self._status.fields, time.monotonic())
 
-    def _look(self) -> None:
+    async def _look(self) -> None:
         """Bring the status up to date; the file follows every few seconds."""
         watched = self._attempt.watched
         workers = watched.workers()
@@ -138,7 +142,8 @@ class ControlRoom:
         if isinstance(watched.rollouts, ElasticPool) and isinstance(watched.rewards, ElasticPool):
             wanted = {"rollout": watched.rollouts.num_wanted, "reward": watched.rewards.num_wanted}
             needs = self._engine_needs()
-            waiting = num_waiting(needs) if num_placing(workers, "rollout") else 0
+            is_placing = num_placing(workers, "rollout") > 0
+            waiting = await asyncio.to_thread(num_waiting, needs) if is_placing else 0
             pending = pending_of(workers, wanted, {"rollout": waiting})
             for entry in pending:
                 if entry["what"] == "waiting":

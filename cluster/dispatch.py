@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 MAX_GARBAGE_IN_A_ROW = 2
 
 
-class Fleet(Protocol):
+class Engines(Protocol):
     """The engines that there are."""
 
     @property
@@ -47,10 +47,10 @@ class Fleet(Protocol):
 
 
 class Dispatcher:
-    """Draws groups with the engines of a fleet."""
+    """Draws groups with the engines that there are."""
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
+    def __init__(self, engines: Engines) -> None:
+        self._pool = engines
         self._suspects: list[Trials] = []
 
     async def draw(
@@ -70,7 +70,7 @@ class Dispatcher:
                 return result
             trials.last_engine = engine
             if (failure := trials.verdict()) is not None:
-                self._fleet.raise_failure()
+                self._pool.raise_failure()
                 raise failure
 
     async def _drawn(
@@ -84,7 +84,7 @@ class Dispatcher:
         try:
             return await drawing
         except (EngineDiedError, ActorGoneError) as error:
-            self._fleet.lose(engine, error)
+            self._pool.lose(engine, error)
             self._note_death(engine, trials, error)
         except asyncio.CancelledError:
             if not engine.is_dead or _is_cancelled():
@@ -99,8 +99,8 @@ class Dispatcher:
             if engine.reserved_for is trials:
                 engine.reserved_for = None
             if not engine.draws:
-                reserve(self._fleet.engines, self._suspects)
-                self._fleet.notify()
+                reserve(self._pool.engines, self._suspects)
+                self._pool.notify()
         return None
 
     def _note_death(self, engine: Engine, trials: Trials, reason: object) -> None:
@@ -124,7 +124,7 @@ class Dispatcher:
             if engine.garbage_in_a_row < MAX_GARBAGE_IN_A_ROW:
                 trials.failed(error)
             else:
-                self._fleet.lose(engine, f"garbage again: {error}", blames_groups=False)
+                self._pool.lose(engine, f"garbage again: {error}", blames_groups=False)
             return False
         engine.garbage_in_a_row = 0
         engine.groups_done += 1
@@ -138,14 +138,14 @@ class Dispatcher:
             self._suspects.sort(key=lambda suspect: suspect.ticket)
         try:
             while True:
-                self._fleet.raise_failure()
-                reserve(self._fleet.engines, self._suspects)
-                engine = choose(self._fleet.engines, trials)
+                self._pool.raise_failure()
+                reserve(self._pool.engines, self._suspects)
+                engine = choose(self._pool.engines, trials)
                 if engine is not None:
                     return engine
-                await self._fleet.changed()
+                await self._pool.changed()
         except BaseException:
-            for engine in self._fleet.engines:
+            for engine in self._pool.engines:
                 if engine.reserved_for is trials:
                     engine.reserved_for = None
             raise

@@ -56,8 +56,8 @@ class Engine:
         self.was_fenced = False
         self.was_alone = False
         """Whether it had one group under way when it was fenced."""
-        self.blames_groups = True
-        """Whether what it drew when it was fenced may be the reason."""
+        self.blames_groups = False
+        """Whether what it drew when it was fenced may be the reason: not when it only had to go."""
         self._state = WorkerState.STARTING
 
     @property

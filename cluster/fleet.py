@@ -40,14 +40,16 @@ class Craft(Generic[W]):
     """What a fleet must know about its kind of worker.
 
     Ids are `prefix` and a number; `needs` says in words what one worker reserves. `make(index, id)` gives
-    a handle on a new actor; `start` brings it from placed to up, `take_back` from DRAINING; `until_empty`
-    waits until it has nothing under way. `none_left(reason)` is the error that ends the fleet.
+    a handle on a new actor; `start` brings it from placed to up. One that is wanted again while it drains
+    enters `taken_back_as`, and `take_back` does the rest. `until_empty` waits until it has nothing under
+    way. `none_left(reason)` is the error that ends the fleet.
     """
 
     kind: str
     prefix: str
     make: Callable[[int, str], W]
     start: Callable[[W], Awaitable[None]]
+    taken_back_as: WorkerState
     take_back: Callable[[W], Awaitable[None]]
     until_empty: Callable[[W], Awaitable[None]]
     none_left: Callable[[str], Exception]
@@ -75,6 +77,11 @@ class Fleet(Generic[W]):
         self._failure: Exception | None = None
         self._has_started = self._is_closing = False
         self._changed = asyncio.Event()
+
+    @property
+    def num_up(self) -> int:
+        """Workers that are wanted and have started."""
+        return sum(worker.is_up for worker in self.living)
 
     async def start(self, num_workers: int) -> None:
         """Start the first workers; returns when those that have room are up, or are tried again.
@@ -196,6 +203,7 @@ class Fleet(Generic[W]):
             self._drain(worker, self._patience_s)
         for worker in changes.take_back:
             self._drains.pop(worker.id).cancel()
+            worker.enter(self._craft.taken_back_as)
             self.in_background(self._craft.take_back(worker))
         for index in changes.fill:
             delay_s = self._policy.delay_s(index)
@@ -236,12 +244,11 @@ class Fleet(Generic[W]):
             worker.pid, worker.node = await remote.fetch(where, ROOM_NOTE_S)
         except TimeoutError:
             worker.is_waiting_for_room = True
-            num_up = sum(other.is_up for other in self.living)
             logger.warning(
                 "%s waits for room in the cluster (%s); %d of %d are up",
                 worker.id,
                 self._craft.needs,
-                num_up,
+                self.num_up,
                 self.num_wanted,
             )
             self.notify()

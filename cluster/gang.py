@@ -1,6 +1,6 @@
 """A gang of actors: placed all or none, called all at once, lost as a whole.
 
-    place ──▶ call, call, ... ──▶ kill
+    place ──▶ call, call, ... ──▶ end ──▶ place again, where it was
                   │ a process is gone, or a call does not end in time
                   ▼
               LearnerDiedError: the others wait in a collective for what will never come
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, Self
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from alphadrive.errors import AlphaDriveError, LearnerDiedError, LearnerError, ResourceError
@@ -38,14 +38,24 @@ class Gang:
         """Where the ranks run, once they have met."""
         self.call_under_way: tuple[str, float] | None = None
         """The method that runs, and since when (monotonic)."""
-        self._group = group
+        self.group = group
+        """The placement group: the ranks' place, which outlives them."""
 
     @classmethod
     async def place(
-        cls, actor_class: Any, num_ranks: int, resources: dict[str, float], timeout_s: float
+        cls,
+        actor_class: Any,
+        num_ranks: int,
+        resources: dict[str, float],
+        timeout_s: float,
+        kept: Any = None,
     ) -> Self:
-        """Wait until all ranks have a place, then start their processes. Raises ResourceError."""
-        group = placement_group([resources] * num_ranks, strategy="PACK")
+        """Wait until all ranks have a place, then start their processes. `kept` is the placement group of
+        ranks that have ended, used again where it still stands. Raises ResourceError."""
+        if kept is not None and not await asyncio.to_thread(_stands, kept):
+            remove_placement_group(kept)
+            kept = None
+        group = kept or placement_group([resources] * num_ranks, strategy="PACK")
         try:
             await asyncio.wait_for(group.ready(), timeout_s)
         except BaseException as error:
@@ -95,11 +105,10 @@ class Gang:
                 raise LearnerDiedError(f"a learner rank died: {error}") from error
             await asyncio.sleep(PING_INTERVAL_S)
 
-    def kill(self) -> None:
-        """End all processes (Ray ends stopped ones, too) and give their resources back."""
+    def end(self) -> None:
+        """End all processes (Ray ends stopped ones, too); their place is kept."""
         for rank in self.ranks:
             kill(rank)
-        remove_placement_group(self._group)
 
     async def _checked(self, rank: int, method: str, reference: Any) -> Any:
         label = f"learner rank {rank} of {len(self.ranks)}"
@@ -146,6 +155,11 @@ async def _unless_stuck(
     finally:
         work.cancel()
         work.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+def _stands(group: Any) -> bool:
+    """Whether no node of a placement group was lost."""
+    return placement_group_table(group)["state"] == "CREATED"
 
 
 def _spawn(actor_class: Any, group: Any, rank: int, resources: dict[str, float]) -> Any:

@@ -21,7 +21,7 @@ from cluster.buffer import SlotBuffer
 from cluster.launch import WEIGHTS_FOLDER, Attempt, remove_leftover_weights, weights_prefix
 from cluster.learner_group import LearnerGroup
 from cluster.loop import Learner, Parts, Rewards, Rollouts, Schedule, Sync, run
-from cluster.nodes import watch_nodes
+from cluster.nodes import Drainable, watch_nodes
 from cluster.placement import Placement
 from cluster.proof import CanaryLimit, canary_queries
 from cluster.queries import QueryLedger
@@ -36,12 +36,19 @@ from rollout.settings import EngineSettings, engine_settings, greedy_sampling, g
 
 logger = logging.getLogger(__name__)
 
+START = "no engine, reward worker or learner came up"
+
+
+def _nothing() -> None: ...
+
 
 class SyncWithRecord(Sync, Protocol):
     """A weight sync that keeps its figures."""
 
     seconds: list[float]
     canary_differences: list[float]
+    paused_seconds: list[float]
+    """Empty where engine and learner are one process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +63,9 @@ class System:
     save: Callable[[Path], Awaitable[None]]
     describe: Callable[[], str]
     """What engines and learner are doing, in words."""
+    must_move: Callable[[], bool] = bool
+    """Whether the learner is to be given up after a checkpoint, which is due at once."""
+    checkpointed: Callable[[], None] = _nothing
     buffer: type[SlotBuffer] = SlotBuffer
 
 
@@ -66,23 +76,35 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
     pool = _make_rollout_pool(attempt, placement, rollout_actor)
     rewards = _make_reward_pool(config, attempt.run.rollouts_path)
     learner: LearnerGroup | None = None
-    nodes = asyncio.create_task(watch_nodes((pool, rewards)))
+    drainable: list[Drainable] = [pool, rewards]
+    nodes = asyncio.create_task(watch_nodes(drainable))
     remove_leftover_weights(attempt.run)
     attempt.watched.rollouts, attempt.watched.rewards = pool, rewards
 
     async def start_learner() -> None:
         nonlocal learner
         learner = attempt.watched.learner = await _start_learner(attempt, placement)
+        drainable.append(learner)
+
+    async def start_all() -> None:
+        async with asyncio.TaskGroup() as starting:
+            starting.create_task(pool.start())
+            starting.create_task(rewards.start())
+            starting.create_task(start_learner())
+
+    def up() -> object:
+        return pool.num_up, rewards.num_up, learner is not None
+
+    def waits_for() -> str:
+        parts = {"engines": pool.num_up, "reward workers": rewards.num_up, "learner": learner is not None}
+        return "up so far: " + ", ".join(f"{name} {number:d}" for name, number in parts.items())
 
     attempt.progress.say(
         f"starting {config.rollout.num_workers} engines, {config.rewards.num_workers} reward workers, "
         f"{config.learner.num_ranks} learner ranks"
     )
     try:
-        async with asyncio.TaskGroup() as starting:
-            starting.create_task(pool.start())
-            starting.create_task(rewards.start())
-            starting.create_task(start_learner())
+        await guarded(start_all(), watch_progress(stall_limit_s(config), up, waits_for, what=START))
         assert learner is not None
         await _train(attempt, pool, rewards, learner)
     except BaseExceptionGroup as failures:
@@ -113,12 +135,20 @@ async def _train(attempt: Attempt, pool: RolloutPool, rewards: RewardPool, learn
         answer=pool.answer,
         save=learner.save,
         describe=describe,
+        must_move=lambda: learner.must_move,
+        checkpointed=learner.checkpointed,
     )
 
-    async def from_last_checkpoint() -> None:
+    async def prove() -> None:
         if not sync.is_calibrated:
             await sync.calibrate()
         await sync.publish(learner.version)
+
+    async def from_last_checkpoint() -> None:
+        proofs = watch_progress(
+            stall_limit_s(attempt.config), lambda: sync.is_calibrated, describe, what="no weights proved"
+        )
+        await guarded(prove(), proofs)
         await drive(attempt, system)
 
     await train_with_restarts(attempt, learner, from_last_checkpoint, settle=rewards.flush)
@@ -143,10 +173,13 @@ async def drive(attempt: Attempt, system: System) -> None:
         save=system.save,
         sync_seconds=system.sync.seconds,
         canary_differences=system.sync.canary_differences,
+        paused_seconds=system.sync.paused_seconds,
         saved=attempt.saved,
         data_sha256=attempt.data_sha256,
         waited_s=lambda: buffer.waited_s,
         worker_metrics=attempt.watched.metrics,
+        wants_checkpoint=system.must_move,
+        checkpointed=system.checkpointed,
     )
     parts = Parts(
         queries=ledger,
@@ -163,7 +196,7 @@ async def drive(attempt: Attempt, system: System) -> None:
         recorder.stop()
 
     def done() -> object:
-        return recorder.num_events, ledger.num_ended, system.learner.version
+        return recorder.progress(), ledger.num_ended, system.learner.version
 
     def describe() -> str:
         slots = (

@@ -69,10 +69,10 @@ class Attempt:
     summary: dict[str, Any] = field(default_factory=dict)
     watched: Watched = field(default_factory=Watched)
 
-    def begin_again(self, cause: str) -> None:
+    async def begin_again(self, cause: str) -> None:
         """Go back to the last committed checkpoint, as the next attempt; `cause` is for people. Raises
         as `newest_start`."""
-        start = newest_start(self.run, self.data_sha256)
+        start = await asyncio.to_thread(newest_start, self.run, self.data_sha256)
         self.checkpoint, self.saved = start.checkpoint, start.saved
         attempt = max(start.version.attempt, self.version.attempt + 1)
         self.version = WeightVersion(attempt, start.version.step)

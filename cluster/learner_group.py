@@ -8,14 +8,18 @@ are compared with an engine's, so that the two never overlap.
 """
 
 import asyncio
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar
 
+from ray.util.placement_group import remove_placement_group
+
+from alphadrive.checkpoints import bytes_below
 from alphadrive.config import Config
-from alphadrive.errors import LearnerDiedError, LearnerError, ResourceError
+from alphadrive.errors import LearnerDiedError, LearnerError, LearnerMovesError, ResourceError
 from alphadrive.types import StepResult, WeightsFile, WeightVersion
 from cluster.actors import LearnerActor
 from cluster.batches import BatchItem, packed
@@ -24,6 +28,7 @@ from cluster.placement import Placement
 from cluster.workers import WorkerState, WorkerStatus
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 PLACEMENT_TIMEOUT_S = 60.0
 RESTART_PLACEMENT_TIMEOUT_S = 600.0
@@ -41,11 +46,16 @@ class LearnerGroup:
     ) -> None:
         self.version = WeightVersion(0, 0)
         self.lock = asyncio.Lock()
-        self.is_up = asyncio.Event()
-        """Set while there is a gang that takes calls."""
+        self.is_up = False
+        """Whether there is a gang that takes calls."""
         self._stage, self._config, self._placement = stage, config, placement
         self._model_folder, self._dataset_folder = model_folder, dataset_folder
         self._gang: Gang | None = None
+        self._place: Any = None
+        """The ranks' placement group, kept while they restart: engines that wait for room would take it."""
+        self._nodes: set[str] = set()
+        """Where the ranks are, or were."""
+        self._leaving_nodes: set[str] = set()
         self._lost: asyncio.Future[LearnerDiedError] = asyncio.get_running_loop().create_future()
         self._expected: list[tuple[int, int]] = []
         self._groups_done = [0] * config.learner.num_ranks
@@ -68,13 +78,20 @@ class LearnerGroup:
         Raises ResourceError when the gang cannot be placed, LearnerError or what a rank raised.
         """
         group = cls(stage, config, placement, model_folder, dataset_folder)
-        await group._bring_up(version, checkpoint, PLACEMENT_TIMEOUT_S)
+        try:
+            await group._bring_up(version, checkpoint, PLACEMENT_TIMEOUT_S)
+        except BaseException:
+            group.kill()
+            raise
         return group
 
     async def restart(self, version: WeightVersion, checkpoint: Path | None) -> None:
-        """End what is left of the ranks, wait for room, start new ones that go on from `checkpoint` (the
-        starting model if None) as `version`. Raises LearnerError, or what a rank raised."""
-        self.kill()
+        """End what is left of the ranks, start new ones that go on from `checkpoint` (the starting model if
+        None) as `version`: in the same place, or, where a node is lost or goes away, when there is room.
+        Raises LearnerError, or what a rank raised."""
+        if self.must_move:
+            self.kill()
+        self.end()
         self._lost = asyncio.get_running_loop().create_future()
         try:
             await self._bring_up(version, checkpoint, RESTART_PLACEMENT_TIMEOUT_S)
@@ -130,22 +147,45 @@ class LearnerGroup:
         """Write model and optimizer into a folder. As long as that grows, it may take any time."""
         async with self.lock:
             await self._call(
-                "save", [(folder,)] * len(self._ranks), measure=lambda: _bytes_below(Path(folder))
+                "save", [(folder,)] * len(self._ranks), measure=lambda: bytes_below(Path(folder))
             )
+
+    def drain_node(self, node_id: str, deadline_s: float | None) -> None:
+        """Note that a node goes away: ranks on it move after the next checkpoint, which is due at once."""
+        self._leaving_nodes.add(node_id)
+        if self.must_move:
+            logger.warning("the learner moves after the step under way: node %s goes away", node_id[:8])
+
+    @property
+    def must_move(self) -> bool:
+        """Whether a rank is on a node that goes away."""
+        return not self._nodes.isdisjoint(self._leaving_nodes)
+
+    def checkpointed(self) -> None:
+        """A checkpoint was committed: a learner that must move is given up now, to go on elsewhere."""
+        if self.must_move:
+            self._lose(LearnerMovesError("the learner's node goes away"))
+
+    def end(self) -> None:
+        """End all ranks; their place is kept."""
+        self.is_up = False
+        gang, self._gang = self._gang, None
+        if gang is not None:
+            gang.end()
 
     def kill(self) -> None:
         """End all ranks and give their resources back."""
-        self.is_up.clear()
-        gang, self._gang = self._gang, None
-        if gang is not None:
-            gang.kill()
+        self.end()
+        place, self._place = self._place, None
+        if place is not None:
+            remove_placement_group(place)
 
     def workers(self) -> list[WorkerStatus]:
         """The ranks, for `alphadrive status`."""
         if self._lost.done():
             state = WorkerState.DEAD
         else:
-            state = WorkerState.SERVING if self.is_up.is_set() else WorkerState.STARTING
+            state = WorkerState.SERVING if self.is_up else WorkerState.STARTING
         processes = self._gang.processes if self._gang is not None else []
         return [
             WorkerStatus(
@@ -163,7 +203,7 @@ class LearnerGroup:
 
     def doing(self) -> str:
         """What the learner does, in words."""
-        if self._gang is None or not self.is_up.is_set():
+        if self._gang is None or not self.is_up:
             return "the learner is not up"
         if self._gang.call_under_way is None:
             return f"the learner waits at version {self.version}"
@@ -193,20 +233,23 @@ class LearnerGroup:
 
     async def _bring_up(self, version: WeightVersion, checkpoint: Path | None, placement_s: float) -> None:
         num_ranks, resources = self._config.learner.num_ranks, self._placement.rank_resources()
-        self._gang = gang = await Gang.place(LearnerActor, num_ranks, resources, placement_s)
+        kept, self._place = self._place, None
+        self._gang = gang = await Gang.place(LearnerActor, num_ranks, resources, placement_s, kept)
+        self._place = gang.group
         try:
             await self._join(gang, version.attempt)
             if checkpoint is not None:
                 await gang.call("load", [(checkpoint,)] * num_ranks, START_TIMEOUT_S)
         except BaseException:
-            self.kill()
+            self.end()
             raise
         self.version = version
-        self.is_up.set()
+        self.is_up = True
 
     async def _join(self, gang: Gang, attempt: int) -> None:
         """Have the ranks load the model and find each other."""
         meetings = await gang.meet(START_TIMEOUT_S)
+        self._nodes = {meeting.node for meeting in meetings}
         is_one_node = len({meeting.address for meeting in meetings}) == 1
         environment = {"OMP_NUM_THREADS": str(self._placement.threads_per_rank)}
         if is_one_node and not self._placement.gpus_per_rank:
@@ -244,7 +287,7 @@ class LearnerGroup:
     ) -> list[Any]:
         if self._lost.done():
             raise self._lost.result()
-        if self._gang is None or not self.is_up.is_set():
+        if self._gang is None or not self.is_up:
             raise LearnerDiedError("the learner is not up")
         try:
             return await self._gang.call(method, arguments, self._config.learner.hang_timeout_s, measure)
@@ -253,7 +296,7 @@ class LearnerGroup:
             raise
 
     def _lose(self, error: LearnerDiedError) -> None:
-        self.is_up.clear()
+        self.is_up = False
         if not self._lost.done():
             self._lost.set_result(error)
 
@@ -263,7 +306,3 @@ def _death_of(watch: "asyncio.Future[NoReturn]") -> LearnerDiedError:
     if isinstance(error, LearnerDiedError):
         return error
     raise error or LearnerError("the watch on the learner ended")
-
-
-def _bytes_below(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -112,6 +112,10 @@ class Recorder(Protocol):
     async def evaluate(self, step: int) -> None:
         """Evaluate the policy that the engines hold."""
 
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether one is due after this step, whatever the schedule says."""
+
     async def checkpoint(self, step: int) -> None:
         """Write a checkpoint of the learner and the ledger."""
 
@@ -224,7 +228,7 @@ async def _train(parts: Parts, schedule: Schedule) -> None:
         recorder.stepped(result, headers, max_lag)
         if is_eval_due:
             await recorder.evaluate(step)
-        if _is_due(step, schedule.checkpoint_every):
+        if _is_due(step, schedule.checkpoint_every) or recorder.wants_checkpoint:
             await recorder.checkpoint(step)
         if parts.queries.has_no_signal:
             buffer.close()

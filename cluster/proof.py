@@ -58,7 +58,6 @@ class CanaryLimit:
     def __init__(self, dtype: str) -> None:
         self._floor, self._ceiling = FLOOR[dtype], CEILING[dtype]
         self.limit: float | None = None
-        self.largest = 0.0
 
     def calibrate(self, differences: Sequence[float]) -> None:
         """Set the limit. Raises WeightSyncError when the two compute different models to begin with."""
@@ -69,7 +68,6 @@ class CanaryLimit:
                 f"expected at most {self._ceiling:g}: they do not compute the same model (check model.path, "
                 "model.dtype, model.max_pixels)"
             )
-        self.largest = max(self.largest, difference)
         self.limit = max(self._floor, TOLERANCE_FACTOR * difference)
 
     def check(self, engine_id: str, version: WeightVersion, difference: float) -> None:
@@ -81,4 +79,3 @@ class CanaryLimit:
                 f"{difference:.3g}, expected at most {self.limit:.3g}: the engine does not compute with the "
                 "weights it received (stale packed weights or caches)"
             )
-        self.largest = max(self.largest, difference)

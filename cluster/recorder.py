@@ -4,6 +4,7 @@ Sits behind the loop's Recorder protocol, on Ray and in one process alike: it is
 """
 
 import asyncio
+import dataclasses
 import logging
 import math
 import statistics
@@ -15,6 +16,7 @@ from typing import Any
 from alphadrive import metric_names as names
 from alphadrive.config import Config
 from alphadrive.data.parquet import DrivingDataset
+from alphadrive.errors import EngineDiedError, RolloutError
 from alphadrive.evaluation import evaluate
 from alphadrive.run_folder import RunFolder
 from alphadrive.types import DrivingQuery, GroupHeader, StepResult
@@ -27,13 +29,18 @@ from cluster.status import RunStatus
 logger = logging.getLogger(__name__)
 
 
+def _nothing() -> None: ...
+
+
 class GrpoRecorder:
     """Records one attempt of a GRPO run.
 
-    `answer` is asked in evaluations, `save` writes the learner into a folder, `sync_seconds` and
-    `canary_differences` are the growing lists of the weight sync. `saved` is what the checkpoint's ledger
-    file holds, `data_sha256` what later attempts know the data by. `waited_s` tells for how long the learner
-    has waited for groups in all, `worker_metrics` what belongs to a step's metrics about the workers.
+    `answer` is asked in evaluations, `save` writes the learner into a folder, `sync_seconds`,
+    `canary_differences` and `paused_seconds` are the growing lists of the weight sync. `saved` is what the
+    checkpoint's ledger file holds, `data_sha256` what later attempts know the data by. `waited_s` tells for
+    how long the learner has waited for groups in all, `worker_metrics` what belongs to a step's metrics
+    about the workers, `wants_checkpoint` whether the learner must move after one; then `checkpointed` is
+    called.
     """
 
     def __init__(
@@ -48,10 +55,13 @@ class GrpoRecorder:
         save: Callable[[Path], Awaitable[None]],
         sync_seconds: list[float],
         canary_differences: list[float],
+        paused_seconds: Sequence[float] = (),
         saved: Mapping[str, Any] | None = None,
         data_sha256: str = "",
         waited_s: Callable[[], float] = float,
         worker_metrics: Callable[[], dict[str, float]] = dict,
+        wants_checkpoint: Callable[[], bool] = bool,
+        checkpointed: Callable[[], None] = _nothing,
     ) -> None:
         self.num_events = 0
         """Grows with every group scored, step, answer of an evaluation and checkpoint."""
@@ -63,7 +73,9 @@ class GrpoRecorder:
         self._answer, self._save, self._data_sha256 = answer, save, data_sha256
         self._checkpoints = CheckpointWriter(run, status)
         self._sync_seconds, self._canary_differences = sync_seconds, canary_differences
+        self._paused_seconds = paused_seconds
         self._waited_s, self._worker_metrics = waited_s, worker_metrics
+        self._wants_checkpoint, self._checkpointed = wants_checkpoint, checkpointed
         self._step_waited_s = 0.0
         self._eval_task: asyncio.Task[Any] | None = None
         self._is_stopped = False
@@ -90,7 +102,8 @@ class GrpoRecorder:
         self.num_events += 1
         self._num_step_skipped += self._skips_flat_groups and not header.has_signal
         self._num_step_tokens += header.num_tokens
-        self._step_scored.append(header)
+        # Without the reference, which would keep groups that were skipped in the object store.
+        self._step_scored.append(dataclasses.replace(header, scored=None))
 
     def stepped(self, result: StepResult, headers: Sequence[GroupHeader], max_lag: int) -> None:
         """Write and show one step. Raises NonFiniteError at the third in a row that was not finite."""
@@ -118,6 +131,8 @@ class GrpoRecorder:
             names.LEARNER_IDLE_SHARE: (waited_s - self._step_waited_s) / step_s,
         }
         self._step_waited_s = waited_s
+        if self._paused_seconds:
+            metrics[names.ENGINE_PAUSED_S] = self._paused_seconds[-1]
         metrics |= self._worker_metrics()
         metrics[names.POLICY_LAG_MAX] = float(max_lag)
         metrics[names.REWARD_MEAN] = statistics.fmean(header.reward_mean for header in headers)
@@ -164,12 +179,19 @@ class GrpoRecorder:
             if not self._is_stopped:
                 raise
             return
+        except EngineDiedError:
+            raise
+        except RolloutError as error:
+            # No figure is better than one of fewer scenes, or of an error that counts as a wrong answer.
+            logger.error("the evaluation of step %d is given up: %s", step, error)
+            self._status.note(validation_problem=f"step {step}: {error}")
+            return
         finally:
             self._eval_task = None
             self._leave_out(time.monotonic() - started_s)
         self.last_evaluation, self._evaluated_step = result.as_step_metrics(), step
         self._run.write_metrics(step, self.last_evaluation)
-        self._status.note(validation={"step": step, **self.last_evaluation})
+        self._status.note(validation={"step": step, **self.last_evaluation}, validation_problem=None)
         self._progress.say(
             f"step {step}: planning accuracy {result.metrics.planning_accuracy:.1%} on {len(dataset)} scenes"
         )
@@ -179,14 +201,25 @@ class GrpoRecorder:
         """The step of the last checkpoint that this attempt has written."""
         return self._checkpoints.last_step
 
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether the learner must move, and one is due before that."""
+        return self._wants_checkpoint()
+
     async def checkpoint(self, step: int, *, is_last: bool = False) -> None:
         """Write and commit a checkpoint: learner, model and ledger. Raises CheckpointWriteError."""
         is_evaluated = self._evaluated_step == step
         score = self.last_evaluation.get(names.VAL_PLANNING_ACCURACY) if is_evaluated else None
-        await self._checkpoints.write(
+        committed = await self._checkpoints.write(
             step, self._save, lambda: self._ledger_file(step), score=score, is_last=is_last
         )
         self.num_events += 1
+        if committed is not None and not is_last:
+            self._checkpointed()
+
+    def progress(self) -> object:
+        """Something that changes as long as anything is done, half a checkpoint included."""
+        return self.num_events, self._checkpoints.progress()
 
     def _ledger_file(self, step: int) -> dict[str, object]:
         return {

@@ -9,12 +9,11 @@ What else goes wrong (a bad batch, loss that is not finite, input) would go wron
 Used by GRPO and SFT.
 """
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from alphadrive.errors import LearnerDiedError
+from alphadrive.errors import LearnerDiedError, LearnerMovesError
 from cluster.launch import Attempt
 from cluster.learner_group import LearnerGroup
 from cluster.stall import guarded
@@ -48,7 +47,8 @@ async def train_with_restarts(
                 return
             committed = attempt.run.checkpoints.all()
             step = committed[-1].step if committed else 0
-            num_restarts = 1 if step > checkpoint_step else num_restarts + 1
+            if not isinstance(error, LearnerMovesError):
+                num_restarts = 1 if step > checkpoint_step else num_restarts + 1
             checkpoint_step = step
             if num_restarts > max_restarts:
                 raise LearnerDiedError(
@@ -68,9 +68,9 @@ async def _go_back(
     lost: LearnerDiedError,
 ) -> None:
     attempt.stop.on_stop = None
-    learner.kill()
+    learner.end()
     if settle is not None:
         await settle()
-    await asyncio.to_thread(attempt.begin_again, f"{type(lost).__name__}: {lost}")
+    await attempt.begin_again(f"{type(lost).__name__}: {lost}")
     checkpoint = attempt.checkpoint
     await learner.restart(attempt.version, checkpoint.path if checkpoint else None)

@@ -7,13 +7,33 @@ import asyncio
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorPlacementGroupRemoved,
+    ActorUnschedulableError,
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+)
 
 from alphadrive.errors import AlphaDriveError
 
+DEATHS = (
+    RayActorError,
+    OutOfMemoryError,
+    NodeDiedError,
+    LocalRayletDiedError,
+    ActorUnschedulableError,
+    ActorPlacementGroupRemoved,
+)
+"""How Ray tells that an actor is gone; only the first of them is a RayActorError. The second is of its memory
+monitor, which kills workers when a node has no more."""
+
 
 class ActorGoneError(AlphaDriveError):
-    """The process of an actor is gone (crashed, killed, or its node lost)."""
+    """The process of an actor is gone (crashed, killed, out of memory, or its node lost)."""
 
 
 class ObjectGoneError(AlphaDriveError):
@@ -35,7 +55,7 @@ async def fetch(reference: Any, timeout_s: float | None = None) -> Any:
         if isinstance(error.cause, Exception):
             raise error.cause from error
         raise
-    except RayActorError as error:
+    except DEATHS as error:
         raise ActorGoneError(_reason(error)) from error
 
 

@@ -94,6 +94,7 @@ class RewardPool:
             prefix="w",
             make=lambda index, worker_id: RewardWorker(index, worker_id, spawn(worker_id)),
             start=self._open,
+            taken_back_as=WorkerState.SERVING,
             take_back=self._open,
             until_empty=self._until_empty,
             none_left=_none_left,
@@ -110,6 +111,16 @@ class RewardPool:
     def num_wanted(self) -> int:
         """Workers there are to be."""
         return self._fleet.num_wanted
+
+    @property
+    def num_lost(self) -> int:
+        """Workers that died or hung so far."""
+        return self._fleet.num_lost
+
+    @property
+    def num_up(self) -> int:
+        """Workers that are given groups."""
+        return self._fleet.num_up
 
     async def start(self) -> None:
         """Start all workers. Raises RewardWorkerDiedError when none can be had."""

@@ -62,7 +62,8 @@ class RolloutPool:
             prefix="engine-",
             make=self._make,
             start=self._start_engine,
-            take_back=self._take_back,
+            taken_back_as=WorkerState.STALE,
+            take_back=self._bring_weights,
             until_empty=self._until_closable,
             none_left=self._none_left,
             needs=f"{config.cpus_per_worker:g} CPUs and {config.gpus_per_worker:g} GPUs",
@@ -86,6 +87,11 @@ class RolloutPool:
     def num_lost(self) -> int:
         """Engines that died, hung or were fenced so far."""
         return self._fleet.num_lost
+
+    @property
+    def num_up(self) -> int:
+        """Engines that serve, or will as soon as their weights are proved."""
+        return self._fleet.num_up
 
     async def start(self) -> None:
         """Start all engines; returns when those that have room are up, or are being tried again.
@@ -222,17 +228,15 @@ class RolloutPool:
             raise
         except Exception as error:
             raise EngineDiedError(f"{engine.id}: {type(error).__name__}: {error}") from error
-        if not engine.is_dead:
+        if not engine.is_dead:  # scaled down meanwhile
             engine.version = settings.initial_version
             engine.enter(WorkerState.STALE)
             await self._bring_weights(engine)
 
-    async def _take_back(self, engine: Engine) -> None:
-        engine.enter(WorkerState.STALE)
-        await self._bring_weights(engine)
-
     async def _bring_weights(self, engine: Engine) -> None:
         """Bring an engine the current weights, and open it when it has proved them."""
+        if engine.is_dead:
+            return
         engine.watch.restart(asyncio.get_running_loop().time())
         if self.catch_up is None:
             self.admit(engine)

@@ -12,6 +12,7 @@ from alphadrive.data.parquet import DrivingDataset
 from cluster.checkpointing import CheckpointWriter
 from cluster.launch import Attempt
 from cluster.learner_group import LearnerGroup
+from cluster.nodes import watch_nodes
 from cluster.nonfinite import NonFiniteSteps
 from cluster.recovery import train_with_restarts
 from cluster.row_order import RowOrder, row_order
@@ -32,11 +33,13 @@ async def train_sft(attempt: Attempt) -> None:
         checkpoint=attempt.checkpoint.path if attempt.checkpoint else None,
     )
     attempt.watched.learner = learner
+    nodes = asyncio.create_task(watch_nodes((learner,)))
     try:
         await train_with_restarts(attempt, learner, lambda: _steps(attempt, learner))
         if not attempt.stop.was_asked:
             attempt.status.write(status="finished")
     finally:
+        nodes.cancel()
         learner.kill()
 
 
@@ -113,8 +116,9 @@ async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
         }
         nonfinite.raise_if_too_many()
         rows = next_rows
-        if step % config.checkpoint.every_steps == 0:
-            await checkpoints.write(step, learner.save, ledger)
+        is_due = step % config.checkpoint.every_steps == 0 or learner.must_move
+        if is_due and await checkpoints.write(step, learner.save, ledger) is not None:
+            learner.checkpointed()
     step = learner.version.step
     if step not in (checkpoints.last_step, attempt.version.step):
         await checkpoints.write(step, learner.save, ledger, is_last=True)

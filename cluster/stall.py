@@ -23,6 +23,7 @@ from alphadrive.errors import LearnerDiedError, StalledError
 POLL_S = 5.0
 STALL_S = 600.0
 EXIT_CODE = 1
+NOTHING_DONE = "no group scored, no query ended, no step, no evaluation, no checkpoint"
 
 Result = TypeVar("Result")
 
@@ -33,9 +34,14 @@ def stall_limit_s(config: Config) -> float:
 
 
 async def watch_progress(
-    limit_s: float, done: Callable[[], object], describe: Callable[[], str], poll_s: float = POLL_S
+    limit_s: float,
+    done: Callable[[], object],
+    describe: Callable[[], str],
+    poll_s: float = POLL_S,
+    what: str = NOTHING_DONE,
 ) -> NoReturn:
-    """Raises StalledError when `done()` gives the same for `limit_s`; `describe()` says what waits for what.
+    """Raises StalledError when `done()` gives the same for `limit_s`; `describe()` says what waits for what,
+    `what` is missing.
 
     Time is counted in polls: while the process is stopped or the event loop is busy, none passes.
     """
@@ -46,8 +52,8 @@ async def watch_progress(
         num_polls = num_polls + 1 if now == before else 0
         before = now
     raise StalledError(
-        f"nothing was done for {limit_s:.0f} s: no group scored, no query ended, no step, no evaluation, no "
-        f"checkpoint. {describe()}. Go on from the last checkpoint with --resume"
+        f"nothing was done for {limit_s:.0f} s: {what}. {describe()}. Go on from the last checkpoint with "
+        "--resume"
     )
 
 

@@ -28,12 +28,12 @@ class RunStatus:
 
     def __init__(self, run: RunFolder, stage: str, steps: int, attempt: int) -> None:
         self.attempt = attempt
-        self.attempts = _earlier_attempts(run)
+        self.attempts, reached = _earlier(run)
         self._run = run
         self._fields: dict[str, Any] = {
             "status": "starting",
             "stage": stage,
-            "step": 0,
+            "step": reached,
             "steps": steps,
             "attempt": attempt,
             "attempts": self.attempts,
@@ -82,14 +82,16 @@ class RunStatus:
         return str(self._fields["status"])
 
 
-def _earlier_attempts(run: RunFolder) -> list[dict[str, Any]]:
+def _earlier(run: RunFolder) -> tuple[list[dict[str, Any]], int]:
+    """The attempts that the file tells of, and the step that the last of them has reached."""
     try:
-        return list(json.loads(run.status_path.read_text(encoding="utf-8"))["attempts"])
+        status = json.loads(run.status_path.read_text(encoding="utf-8"))
+        return list(status["attempts"]), int(status["step"])
     except FileNotFoundError:
-        return []
+        return [], 0
     except (ValueError, KeyError, TypeError):
         logger.warning("%s does not tell of earlier attempts", run.status_path)
-        return []
+        return [], 0
 
 
 def read_status(run_folder: Path) -> dict[str, Any]:

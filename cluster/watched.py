@@ -32,6 +32,10 @@ class ElasticPool(HasWorkers, Protocol):
     def num_wanted(self) -> int:
         """How many workers it is to have."""
 
+    @property
+    def num_lost(self) -> int:
+        """How many died, hung or were fenced so far."""
+
     def resize(self, num_workers: int) -> None:
         """Change that number; returns at once."""
 
@@ -55,7 +59,10 @@ class Watched:
         """What belongs to a step's metrics; nothing where there is no pool (`alphadrive debug`)."""
         if not isinstance(self.rollouts, HasWorkers):
             return {}
-        metrics = {names.ROLLOUT_WORKERS: float(num_in_service(self.rollouts.workers(), "rollout"))}
+        metrics = {
+            names.ROLLOUT_WORKERS: float(num_in_service(self.rollouts.workers(), "rollout")),
+            names.ROLLOUT_WORKERS_LOST: float(self.rollouts.num_lost),
+        }
         if self.autoscaler is not None:
             metrics[names.AUTOSCALE_UPS] = float(self.autoscaler.num_ups)
             metrics[names.AUTOSCALE_DOWNS] = float(self.autoscaler.num_downs)

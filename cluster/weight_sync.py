@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from alphadrive.errors import EngineDiedError
+from alphadrive.errors import EngineDiedError, WeightSyncError
 from alphadrive.types import DrivingQuery, WeightsFile, WeightVersion
 from cluster import remote
 from cluster.engine_handle import Engine
@@ -28,6 +28,9 @@ from cluster.rollout_pool import RolloutPool
 from rollout.settings import CANARY_TICKET, UpdateReceipt
 
 logger = logging.getLogger(__name__)
+
+LAST_WAIT_S = 5.0
+"""For updates under way, when the publish is given up."""
 
 
 class WeightSync:
@@ -49,8 +52,9 @@ class WeightSync:
         self.seconds: list[float] = []
         """Of each publish: export, transfer, canaries, comparison."""
         self.paused_seconds: list[float] = []
-        """Of each update of an engine: how long it drew nothing."""
+        """Of each publish: the longest that an engine drew nothing."""
         self.canary_differences: list[float] = []
+        self._paused_s = 0.0
         self._pool = pool
         self._learner = learner
         self._queries = queries
@@ -94,6 +98,7 @@ class WeightSync:
             if engines:
                 await self._bring(engines, version)
         self.seconds.append(time.monotonic() - started_s)
+        self.paused_seconds.append(self._paused_s)
 
     async def catch_up(self, engine: Engine) -> None:
         """Bring one new engine to the learner's weights, with the same proof. Raises WeightSyncError,
@@ -113,10 +118,12 @@ class WeightSync:
                 asyncio.create_task(self._update(engine, weights, version)): engine for engine in engines
             }
             await self._prove_in_turn(updates, version)
-        except asyncio.CancelledError:
+        except WeightSyncError:
+            raise
+        except BaseException:
             # An engine whose update is cut in two is lost; waiting for the end of it costs less.
             if updates:
-                await asyncio.wait(updates)
+                await asyncio.wait(updates, timeout=LAST_WAIT_S)
             raise
         finally:
             for task in updates:
@@ -130,6 +137,7 @@ class WeightSync:
         """Compare and open the engines as they come, so that none waits for one that hangs."""
         waiting = set(updates)
         largest: list[float] = []
+        self._paused_s = 0.0
         while waiting:
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             drawn = [(updates[task], task.result()) for task in done]
@@ -160,7 +168,7 @@ class WeightSync:
             engine.is_updating = False
             engine.watch.restart(asyncio.get_running_loop().time())
         check_digest(engine.id, weights, receipt.sha256, version)
-        self.paused_seconds.append(receipt.paused_s)
+        self._paused_s = max(self._paused_s, receipt.paused_s)
         return groups
 
     async def _first_canaries(self, engine: Engine) -> list[object]:

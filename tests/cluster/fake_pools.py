@@ -6,7 +6,7 @@ from cluster.workers import WorkerState, WorkerStatus
 class FakePool:
     def __init__(self, kind, num_workers):
         self.kind, self.num_wanted, self.num_serving = kind, num_workers, num_workers
-        self.resizes = []
+        self.resizes, self.num_lost = [], 0
 
     def resize(self, num_workers):
         self.resizes.append(num_workers)

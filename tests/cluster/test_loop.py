@@ -40,6 +40,7 @@ class FakeWorld:
         self.served = WeightVersion(0, 0)
         self.issued, self.trained, self.lags, self.skipped = [], [], [], []
         self.steps, self.published, self.evaluated, self.checkpointed = [], [], [], []
+        self.wanted_checkpoints = set()
         self.num_running = self.most_running = 0
         self.expected = []
 
@@ -102,6 +103,10 @@ class FakeWorld:
     async def evaluate(self, step):
         await asyncio.sleep(self.random.random() * 20)
         self.evaluated.append((step, self.served.step))
+
+    @property
+    def wants_checkpoint(self):
+        return self.version.step in self.wanted_checkpoints
 
     async def checkpoint(self, step):
         self.checkpointed.append(step)

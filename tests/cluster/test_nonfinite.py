@@ -188,7 +188,7 @@ def run_sft(tmp_path: Path, bad_steps: set[int]) -> Attempt:
     async def save(path: Path) -> None:
         (path / "weights").write_text("w")
 
-    learner.save = save
+    learner.save, learner.must_move = save, False
     try:
         asyncio.run(_steps(attempt, learner))
     finally:

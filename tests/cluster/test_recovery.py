@@ -30,8 +30,8 @@ class FakeLearner:
         error, self.death = self.death, None
         raise error
 
-    def kill(self):
-        self.calls.append("kill")
+    def end(self):
+        self.calls.append("end")
 
     async def restart(self, version, checkpoint):
         self.calls.append(("restart", str(version), checkpoint and checkpoint.name))
@@ -102,8 +102,8 @@ def test_a_run_goes_back_to_its_checkpoint_under_the_next_attempt(attempt):
 
     train = training(attempt, dies(attempt, reached=5, committed=3), lambda: seen.append("trained on"))
     asyncio.run(train_with_restarts(attempt, learner, train, settle))
-    assert learner.calls == ["kill", ("restart", "1.3", "step_000003")]
-    assert seen == [("kill", 5), "trained on"]
+    assert learner.calls == ["end", ("restart", "1.3", "step_000003")]
+    assert seen == [("end", 5), "trained on"]
     assert (attempt.version, attempt.saved["next_ticket"]) == (WeightVersion(1, 3), 21)
     assert [line["step"] for line in read_metrics(attempt.run.metrics_path)] == [1, 2, 3]
     status = json.loads(attempt.run.status_path.read_text())
@@ -118,7 +118,7 @@ def test_without_a_checkpoint_it_starts_over(attempt):
     asyncio.run(
         train_with_restarts(attempt, learner, training(attempt, dies(attempt, reached=2), lambda: None))
     )
-    assert learner.calls == ["kill", ("restart", "1.0", None)]
+    assert learner.calls == ["end", ("restart", "1.0", None)]
     assert read_metrics(attempt.run.metrics_path) == []
 
 
@@ -160,7 +160,7 @@ def test_a_loss_during_a_restart_is_one_more(attempt):
 
     learner.restart = restart_once_in_vain
     asyncio.run(train_with_restarts(attempt, learner, training(attempt, dies(attempt), lambda: None)))
-    assert [call[1] for call in learner.calls if call != "kill"] == ["1.0", "2.0"]
+    assert [call[1] for call in learner.calls if call != "end"] == ["1.0", "2.0"]
 
 
 @pytest.mark.parametrize("error", [DataError("row 3"), NonFiniteError("three in a row"), ValueError("a bug")])
@@ -200,7 +200,7 @@ def test_engines_of_a_run_under_way_do_not_start_from_a_checkpoint_that_may_be_r
     from cluster.grpo import settings_of_engine
 
     commit(attempt, 3)
-    attempt.begin_again("a test")
+    asyncio.run(attempt.begin_again("a test"))
     assert settings_of_engine(attempt, 0).model_folder == str(attempt.checkpoint.model_path)
     attempt.watched.buffer = SlotBuffer(1, 1)
     assert settings_of_engine(attempt, 1).model_folder == str(attempt.model_folder)

@@ -98,7 +98,7 @@ def test_without_bounds_there_is_no_autoscaler():
     for step in range(50):
         scaling.act(NOTHING, fields(step, 0.9), 10.0 * step)
     assert (parts.rollouts.resizes, scaling.as_fields()) == ([], None)
-    assert parts.metrics() == {"rollout/num_workers": 1.0}
+    assert parts.metrics() == {"rollout/num_workers": 1.0, "rollout/num_workers_lost": 0.0}
 
 
 def test_an_engine_that_takes_new_weights_is_in_service_one_that_has_never_served_is_not():

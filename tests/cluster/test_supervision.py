@@ -268,6 +268,7 @@ def test_a_close_that_is_cut_off_kills_all_workers(monkeypatch):
             prefix="w",
             make=make,
             start=nothing,
+            taken_back_as=WorkerState.SERVING,
             take_back=nothing,
             until_empty=nothing,
             none_left=RuntimeError,

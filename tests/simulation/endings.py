@@ -13,7 +13,6 @@ from alphadrive.errors import (
     LearnerError,
     NonFiniteError,
     ResourceError,
-    RolloutError,
     RunFolderError,
     StalledError,
     WeightSyncError,
@@ -60,8 +59,6 @@ def is_justified(error: BaseException, faults: Faults, config: Config, setting: 
         return faults.any_of("no room for the learner")
     if isinstance(error, EngineDiedError):
         return config.rollout.max_restarts < AMPLE and bool(faults.struck)
-    if isinstance(error, RolloutError):
-        return str(error).startswith("evaluation of") and bool(faults.struck)
     if isinstance(error, WeightSyncError):
         return faults.any_of(*WRONG_WEIGHTS)
     if isinstance(error, DeadLetterError):

@@ -30,6 +30,7 @@ import cluster.control_room
 import cluster.gang
 import cluster.grpo
 import cluster.launch
+import cluster.learner_group
 import cluster.recorder
 import cluster.resuming
 import cluster.row_order
@@ -99,9 +100,10 @@ def machine(
     plans: tuple[str, ...],
     run: Callable[[Any], Any],
     place_gang: Callable[[], float],
+    stands: Callable[[], bool],
 ) -> list[tuple[Any, str, Any]]:
     """The changes for `replaced`. `run` stands for `asyncio.run`; `place_gang` gives how long a gang waits
-    for its place."""
+    for its place, `stands` whether the place of an earlier one is still there."""
 
     def save_config(config: Config, path: Path) -> None:
         write_text(path, "seed: 0\n")
@@ -125,7 +127,9 @@ def machine(
         (cluster.resuming, "queries_sha256", lambda *args: "data"),
         (cluster.row_order, "scan", scan_of(plans)),
         (cluster.gang, "placement_group", lambda *args, **options: SimulatedPlacement(place_gang())),
+        (cluster.gang, "_stands", lambda group: stands()),
         (cluster.gang, "remove_placement_group", lambda group: None),
+        (cluster.learner_group, "remove_placement_group", lambda group: None),
         (cluster.control_room, "PUSH_EVERY_S", PUSH_EVERY_S),
         (cluster.control_room, "NodeAffinitySchedulingStrategy", Nothing),
         (cluster.control_room, "get_dashboard_url", lambda: None),

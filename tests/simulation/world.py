@@ -154,7 +154,10 @@ class World:
         def place_gang() -> float:
             return self.happenings.place_gang()
 
-        changes = machine(self.config, self._setting.plans, self._run_main, place_gang)
+        def stands() -> bool:
+            return not self.faults.any_of("node is lost", "node is drained")
+
+        changes = machine(self.config, self._setting.plans, self._run_main, place_gang, stands)
         if self.report.seed % 2:  # few engines, and yet as much in every exchange as with hundreds
             changes += [(cluster.rollout_pool, name, 1.0) for name in ("PERIOD_S", "LONGEST_PERIOD_S")]
         with clock_of(self.now), routed_to(self.disk), watched(self.oracle), replaced(changes):
