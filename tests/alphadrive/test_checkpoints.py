@@ -154,6 +154,22 @@ def all_files(path):
     return sorted(file for file in path.rglob("*") if file.is_file())
 
 
+def test_progress_changes_with_every_file_written_and_sealed(store, monkeypatch):
+    seen = [store.progress()]
+    folder = store.begin(1)
+    for name in ("a", "b"):
+        (folder / name).write_text("x")
+        seen.append(store.progress())
+
+    def noted(path):
+        seen.append(store.progress())
+        return sha256_of(path)
+
+    monkeypatch.setattr("alphadrive.manifest.sha256_of", noted)
+    store.commit(1)
+    assert seen == sorted(set(seen)) and len(seen) == 5
+
+
 def test_one_bit_anywhere_in_any_file_is_found(store):
     path = save(store, 1).path
     for file in all_files(path):

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,30 @@ def test_training_goes_on_without_a_checkpoint_that_cannot_be_written(run, caplo
     write(writer, learner, 4)
     assert (writer.last_step, writer.num_failed) == (4, 0)
     assert (status_of(run)["checkpoint_problem"], status_of(run)["checkpoint_step"]) == (None, 4)
+
+
+def test_a_commit_that_nobody_waits_for_any_more_ends_first(run, monkeypatch):
+    commit, may_end = run.commit_checkpoint, threading.Event()
+
+    def slow_commit(*arguments):
+        assert may_end.wait(30)
+        return commit(*arguments)
+
+    monkeypatch.setattr(run, "commit_checkpoint", slow_commit)
+
+    async def main():
+        writer = CheckpointWriter(run, RunStatus(run, "grpo", 10, 0))
+        writing = asyncio.create_task(writer.write(1, Learner().save, lambda: {"step": 1}))
+        await asyncio.sleep(0.1)
+        writing.cancel()
+        await asyncio.wait([writing], timeout=0.2)
+        assert not writing.done()
+        may_end.set()
+        await asyncio.wait([writing])
+        assert writing.cancelled()
+        return run.checkpoints.latest()
+
+    assert asyncio.run(main()).step == 1
 
 
 def test_three_failures_in_a_row_end_the_run(run):

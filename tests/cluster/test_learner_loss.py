@@ -98,6 +98,32 @@ def test_a_rank_that_raises_is_not_taken_for_lost(small_ray, scenes, tmp_path, m
     assert not isinstance(raised.value, LearnerDiedError)
 
 
+def test_ranks_restart_in_their_place_though_another_waits_for_room(small_ray, tmp_path, monkeypatch):
+    import ray
+    from test_weight_sync import run_synchronised
+
+    class Hungry:
+        def eat(self):
+            return True
+
+    async def main(pool, learner, sync):
+        free = ray.available_resources()["CPU"]
+        hungry = ray.remote(Hungry).options(num_cpus=free + 0.1).remote()
+        await asyncio.sleep(1)
+        os.kill(learner.workers()[0].pid, signal.SIGKILL)
+        with pytest.raises(LearnerDiedError):
+            await asyncio.wait_for(learner.watch(), 30)
+        learner.end()
+        await asyncio.sleep(3)
+        await learner.restart(WeightVersion(1, 0), None)
+        await sync.publish(learner.version)
+        eaten, _ = ray.wait([hungry.eat.remote()], timeout=0)
+        assert eaten == []
+        ray.kill(hungry)
+
+    run_synchronised(tmp_path, monkeypatch, main)
+
+
 def test_a_death_between_calls_is_noticed_and_a_new_engine_waits_for_the_restart(
     small_ray, tmp_path, monkeypatch
 ):

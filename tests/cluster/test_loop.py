@@ -234,6 +234,13 @@ def test_weights_are_published_as_scheduled_and_before_an_evaluation():
     assert world.checkpointed == [5, 10]
 
 
+def test_a_checkpoint_that_is_wanted_is_written_after_the_step_under_way():
+    world = FakeWorld(seed=7)
+    world.wanted_checkpoints = {2, 5}
+    run_world(world, make_schedule(steps=6, checkpoint_every=5))
+    assert world.checkpointed == [2, 5]
+
+
 def test_the_last_weights_are_published_when_the_queries_run_out():
     world = FakeWorld(seed=8)
     run_world(world, make_schedule(steps=100, sync_every=100), num_rows=10, max_epochs=1)

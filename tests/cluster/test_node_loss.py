@@ -94,13 +94,30 @@ async def until(condition, timeout_s=120):
             await asyncio.sleep(0.2)
 
 
-async def lose_node(cluster, condition):
-    """Add a node, then kill the one whose actors' classes meet the condition."""
+def node_of(condition):
+    """The node whose actors' classes meet the condition."""
     classes_of = {}
     for node, name in living_actors():
-        classes_of.setdefault(node, set()).add(name)
-    ids = {node.node_id for node in cluster.worker_nodes}
-    (node_id,) = [node for node, classes in classes_of.items() if node in ids and condition(classes)]
+        if name != "RunControl":
+            classes_of.setdefault(node, set()).add(name)
+    (node_id,) = [node for node, classes in classes_of.items() if condition(classes)]
+    return node_id
+
+
+def drain(cluster, node_id):
+    """Say that a node goes away in a minute."""
+    import ray
+    from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
+
+    client = ray._raylet.GcsClient(address=cluster.address)
+    deadline_ms = int((time.time() + 60) * 1000)
+    accepted, reason = client.drain_node(node_id, DRAIN_NODE_REASON_PREEMPTION, "test", deadline_ms)
+    assert accepted, reason
+
+
+async def lose_node(cluster, condition):
+    """Add a node, then kill the one whose actors' classes meet the condition."""
+    node_id = node_of(condition)
     (node,) = [node for node in cluster.worker_nodes if node.node_id == node_id]
     patiently(cluster.add_node, num_cpus=CPUS_OF_A_NODE)  # sets signal handlers: in the main thread only
     await asyncio.to_thread(cluster.remove_node, node, False)
@@ -195,7 +212,13 @@ def test_a_run_outlives_the_nodes_of_its_engines_and_its_learner(nodes, scenes, 
         await lose_node(nodes, lambda classes: "FakeLearnerActor" in classes)
         await until(lambda: attempt.version.attempt == 1 or training.done())
         await until(lambda: step() >= attempt.version.step + 4 or training.done())
+        drained = node_of(lambda classes: "FakeLearnerActor" in classes)
+        patiently(nodes.add_node, num_cpus=CPUS_OF_A_NODE)
+        await asyncio.to_thread(drain, nodes, drained)
+        await until(lambda: attempt.version.attempt == 2 or training.done())
+        await until(lambda: step() >= attempt.version.step + 4 or training.done())
         assert not training.done(), training.exception()
+        assert "FakeLearnerActor" not in {name for node, name in living_actors() if node == drained}
         attempt.stop.was_asked = True
         attempt.stop.on_stop()
         await training
@@ -203,4 +226,6 @@ def test_a_run_outlives_the_nodes_of_its_engines_and_its_learner(nodes, scenes, 
     asyncio.run(main())
     attempt.run.close()
     assert fake_runs.ended_queries(attempt) == {"trained": step() * fake_runs.GROUPS_PER_STEP}
-    assert [each["attempt"] for each in attempt.status.attempts] == [0, 1]
+    assert [each["attempt"] for each in attempt.status.attempts] == [0, 1, 2]
+    moved = attempt.status.attempts[2]
+    assert moved["cause"].startswith("LearnerMovesError") and moved.get("lost_steps", 0) <= 1

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from alphadrive.config import Config
-from alphadrive.errors import DataError, LearnerDiedError, NonFiniteError
+from alphadrive.errors import DataError, LearnerDiedError, LearnerMovesError, NonFiniteError
 from alphadrive.run_folder import RunFolder, read_metrics
 from alphadrive.types import WeightVersion
 from cluster.launch import Attempt
@@ -140,6 +140,18 @@ def test_too_many_restarts_without_a_checkpoint_end_the_run(attempt):
     train = training(attempt, *[dies(attempt)] * 3)
     with pytest.raises(LearnerDiedError, match=r"lost 3 times .*learner\.max_restarts=2 .*rank 1 died"):
         asyncio.run(train_with_restarts(attempt, FakeLearner(), train))
+
+
+def test_a_learner_that_moves_off_a_node_is_no_loss_that_counts(attempt):
+    attempt.config.learner.max_restarts = 0
+    learner = FakeLearner()
+
+    def moves():
+        commit(attempt, 4)
+        raise LearnerMovesError("the learner's node goes away")
+
+    asyncio.run(train_with_restarts(attempt, learner, training(attempt, moves, lambda: None)))
+    assert learner.calls == ["end", ("restart", "1.4", "step_000004")]
 
 
 def test_a_new_checkpoint_gives_the_restarts_back(attempt):

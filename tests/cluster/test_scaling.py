@@ -70,6 +70,7 @@ def test_the_autoscaler_grows_the_pool_and_says_why():
     assert told["last"]["reason"] == "the learner waited 50% of the last 30 s (3 steps), more than 10%"
     assert parts.metrics() == {
         "rollout/num_workers": 1.0,  # the second one starts
+        "rollout/num_workers_lost": 0.0,
         "rollout/autoscale_ups": 1.0,
         "rollout/autoscale_downs": 0.0,
     }
