@@ -144,3 +144,8 @@ def reward_term_mean(term: str) -> str:
 def reward_term_std(term: str) -> str:
     """Its standard deviation over the same completions (the population's)."""
     return f"reward/{term}/std"
+
+
+def groups_at_lag(lag: int) -> str:
+    """How many of a step's groups were `lag` weight versions old: `training/policy_lag/groups_at_1`."""
+    return f"training/policy_lag/groups_at_{lag}"

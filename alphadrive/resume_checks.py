@@ -1,6 +1,6 @@
 """What `--resume` asks of a configuration: some keys must be what the run started with, others may change.
 
-Checked before anything is started or written. Whether the data is the same is asked by `cluster.launch`.
+Checked before anything is started or written. Whether the data is the same is asked by `cluster.resuming`.
 """
 
 import logging

@@ -106,8 +106,9 @@ class Recorder(Protocol):
     def scored(self, header: GroupHeader) -> None:
         """A group was scored (it may yet be skipped)."""
 
-    def stepped(self, result: StepResult, headers: Sequence[GroupHeader], max_lag: int) -> None:
-        """A step was made on these groups. Raises NonFiniteError when too many in a row had a `problem`."""
+    def stepped(self, result: StepResult, headers: Sequence[GroupHeader], lags: Sequence[int]) -> None:
+        """A step was made on these groups, each as many versions old as `lags` says. Raises NonFiniteError
+        when too many in a row had a `problem`."""
 
     async def evaluate(self, step: int) -> None:
         """Evaluate the policy that the engines hold."""
@@ -213,7 +214,7 @@ async def _train(parts: Parts, schedule: Schedule) -> None:
         headers = await buffer.take(schedule.groups_per_step)
         if not headers:
             break
-        max_lag = _checked_lag(headers, learner.version, schedule.lag_bound)
+        lags = _checked_lags(headers, learner.version, schedule.lag_bound)
         result = await learner.step([header.scored for header in headers])
         is_eval_due = _is_due(step, schedule.eval_every)
         if step % schedule.sync_every == 0 or step == schedule.steps or is_eval_due:
@@ -225,7 +226,7 @@ async def _train(parts: Parts, schedule: Schedule) -> None:
             else:
                 parts.queries.give_back(header.ticket, NonFiniteError(f"step {step}: {result.problem}"))
         buffer.release(headers)
-        recorder.stepped(result, headers, max_lag)
+        recorder.stepped(result, headers, lags)
         if is_eval_due:
             await recorder.evaluate(step)
         if _is_due(step, schedule.checkpoint_every) or recorder.wants_checkpoint:
@@ -241,8 +242,8 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _checked_lag(headers: Sequence[GroupHeader], policy: WeightVersion, bound: int) -> int:
-    """The largest policy lag of the groups. Raises PolicyLagError for one that may not be trained."""
+def _checked_lags(headers: Sequence[GroupHeader], policy: WeightVersion, bound: int) -> list[int]:
+    """The policy lag of every group. Raises PolicyLagError for one that may not be trained."""
     for header in headers:
         drawn = header.weight_version
         if drawn.attempt != policy.attempt or policy.step - drawn.step > bound:
@@ -251,7 +252,7 @@ def _checked_lag(headers: Sequence[GroupHeader], policy: WeightVersion, bound: i
                 f"{policy}: expected the same attempt and at most {bound} steps between them "
                 "(grpo.max_policy_lag + grpo.sync_every - 1)"
             )
-    return max(policy.step - header.weight_version.step for header in headers)
+    return [policy.step - header.weight_version.step for header in headers]
 
 
 def _first_cause(failures: BaseExceptionGroup[BaseException]) -> BaseException:

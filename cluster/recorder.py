@@ -9,6 +9,7 @@ import logging
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,14 +106,14 @@ class GrpoRecorder:
         # Without the reference, which would keep groups that were skipped in the object store.
         self._step_scored.append(dataclasses.replace(header, scored=None))
 
-    def stepped(self, result: StepResult, headers: Sequence[GroupHeader], max_lag: int) -> None:
+    def stepped(self, result: StepResult, headers: Sequence[GroupHeader], lags: Sequence[int]) -> None:
         """Write and show one step. Raises NonFiniteError at the third in a row that was not finite."""
         self.num_events += 1
         now_s = time.monotonic()
         step_s = now_s - self._step_started_s
         self._step_started_s = now_s
         waited_s = self._waited_s()
-        self._max_lag = max(self._max_lag, max_lag)
+        self._max_lag = max(self._max_lag, *lags)
         num_trained = len(headers) if result.was_updated else 0
         self._num_trained += num_trained
         num_groups = len(headers) + self._num_step_skipped
@@ -134,7 +135,8 @@ class GrpoRecorder:
         if self._paused_seconds:
             metrics[names.ENGINE_PAUSED_S] = self._paused_seconds[-1]
         metrics |= self._worker_metrics()
-        metrics[names.POLICY_LAG_MAX] = float(max_lag)
+        metrics[names.POLICY_LAG_MAX] = float(max(lags))
+        metrics |= {names.groups_at_lag(lag): float(number) for lag, number in sorted(Counter(lags).items())}
         metrics[names.REWARD_MEAN] = statistics.fmean(header.reward_mean for header in headers)
         drawn, self._step_scored = self._step_scored or list(headers), []
         metrics |= drawn_metrics(drawn)
@@ -143,7 +145,7 @@ class GrpoRecorder:
         figures = {
             "reward": f"{metrics[names.SCORE_MEAN]:.3f}",
             "samples/s": f"{metrics[names.END_TO_END_SAMPLES_PER_S]:.1f}",
-            "lag": f"{max_lag}",
+            "lag": f"{max(lags)}",
             "sync": f"{self._sync_seconds[-1]:.2f} s",
             "skipped": f"{metrics[names.SKIPPED_SHARE]:.0%}",
         }

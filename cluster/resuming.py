@@ -3,7 +3,7 @@
     newest undamaged checkpoint ─▶ nobody else can have written it ─▶ its ledger: same data? ─▶ records
                                                                                                taken back
 
-Called by `cluster.launch` before anything is started.
+Called by `cluster.launch` before anything is started, and whenever a lost learner goes back.
 """
 
 import json

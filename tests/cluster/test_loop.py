@@ -97,8 +97,9 @@ class FakeWorld:
         if not header.has_signal:
             self.skipped.append(header.ticket)
 
-    def stepped(self, result, headers, max_lag):
-        self.lags.append(max_lag)
+    def stepped(self, result, headers, lags):
+        assert len(lags) == len(headers)
+        self.lags.append(max(lags))
 
     async def evaluate(self, step):
         await asyncio.sleep(self.random.random() * 20)

@@ -151,6 +151,9 @@ def test_grpo_goes_on_and_asks_again_for_the_queries_of_a_step_that_was_not_fini
     assert [group["ticket"] for group in dump["batch"]] == [2, 3]
     assert {group["query_id"][0] for group in dump["batch"]} == {"q"}
     assert dump["batch"][0]["oldest_weight_version"] in ("0.0", "0.1")
+    for line in read_metrics(folder.path / "metrics.jsonl"):
+        at_lag = [int(line.get(f"training/policy_lag/groups_at_{lag}", 0)) for lag in (0, 1)]
+        assert sum(at_lag) == 2 and line["training/policy_lag/max"] == (at_lag[1] > 0)
     lines = read_metrics(folder.metrics_path)
     assert [line[names.LOSS] for line in lines] == [0.5, None, None, 0.5, None, 0.5]
     assert lines[1][names.END_TO_END_SAMPLES_PER_S] == 0

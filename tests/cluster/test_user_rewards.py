@@ -61,7 +61,7 @@ class Surroundings:
     def scored(self, header):
         self.headers.append(header)
 
-    def stepped(self, result, headers, max_lag):
+    def stepped(self, result, headers, lags):
         pass
 
 
