@@ -16,7 +16,13 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
-from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError, TaskCancelledError
+from ray.exceptions import (
+    ActorDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayTaskError,
+    TaskCancelledError,
+)
 
 REQUEST_S = (0.0002, 0.002)
 DEATH_NOTICE_S = (0.05, 2.0)
@@ -238,9 +244,11 @@ class ActorProcess(Process):
                     self.system.hold(self.node, ref)
 
     def _notice(self, calls: list[Call]) -> None:
+        error = self.chance.choice((ActorDiedError(), OutOfMemoryError("the memory monitor killed it")))
+
         def tell() -> None:
             for call in calls:
-                call.fail(ActorDiedError())
+                call.fail(error)
 
         asyncio.get_running_loop().call_later(self.chance.uniform(*DEATH_NOTICE_S), tell)
 

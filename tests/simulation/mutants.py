@@ -344,6 +344,20 @@ RECOVERY_MUTANTS = (
         "if not sync.seconds: await sync.publish(learner.version)",
     ),
     one(
+        "a worker that is killed for its memory ends the run",
+        0,
+        "cluster.remote:fetch",
+        "except DEATHS as error:",
+        "except RayActorError as error:",
+    ),
+    one(
+        "an evaluation that is given up ends the run",
+        0,
+        "cluster.recorder:GrpoRecorder.evaluate",
+        "except RolloutError as error:",
+        "except ZeroDivisionError as error:",
+    ),
+    one(
         "a restarted learner begins with the starting model",
         18,
         "cluster.recovery:_go_back",
@@ -370,7 +384,7 @@ RECOVERY_MUTANTS = (
     one("checkpoints are not verified", 9, f"{STORE}.latest", "verify(checkpoint.path)", "pass"),
     one(
         "a full disk ends the run",
-        87,
+        92,
         "cluster.checkpointing:CheckpointWriter.write",
         "except (OSError, CheckpointWriteError) as error:",
         "except ZeroDivisionError as error:",
@@ -386,7 +400,7 @@ RECOVERY_MUTANTS = (
     ),
     one(
         "weights of an export that was cut off are left",
-        0,
+        48,
         RUN,
         "            remove_leftover_weights(attempt.run)\n",
         "",
