@@ -119,7 +119,7 @@ LOOP_MUTANTS = (
         ),
     ),
     one("the last weights are not published", 8, TRAIN, "if published != learner.version:", "if False:"),
-    one("a step that was not applied counts as trained", 5, TRAIN, "if result.was_updated:", "if True:"),
+    one("a step that was not applied counts as trained", 0, TRAIN, "if result.was_updated:", "if True:"),
     one(
         "groups without signal are trained",
         0,
@@ -224,17 +224,17 @@ ENGINE_MUTANTS = (
     ),
     Mutant(
         "no version fence: groups do not wait for the proof",
-        29,
+        5,
         (Edit(f"{POOL}.begin_sync", "engine.settled.clear()", "pass"), NEXT_VERSIONS),
     ),
     Mutant(
         "no version fence: what a fenced engine drew is accepted",
-        9,
+        54,
         (Edit(f"{DISPATCHER}._is_accepted", "if engine.was_fenced:", "if False:"), NEXT_VERSIONS),
     ),
     one(
         "a restarted engine serves without the weights",
-        5,
+        4,
         f"{POOL}._bring_weights",
         "await self.catch_up(engine)",
         "self.admit(engine)",
@@ -255,14 +255,14 @@ ENGINE_MUTANTS = (
     ),
     one(
         "what an engine returns is not checked",
-        9,
+        40,
         "cluster.headers:check_receipt",
         "if problem is not None:",
         "if False:",
     ),
     one(
         "engines are admitted without the canary",
-        48,
+        54,
         f"{SYNC}._prove_in_turn",
         "self._limit.check(engine.id, version, difference)",
         "pass",
@@ -283,7 +283,7 @@ ENGINE_MUTANTS = (
     ),
     one(
         "a node that leaves keeps its engines",
-        114,
+        40,
         f"{POOL}.drain_node",
         "self._fleet.drain_node(node_id, deadline_s)",
         "pass",
@@ -373,18 +373,18 @@ RECOVERY_MUTANTS = (
     ),
     one(
         "old checkpoints go before the new one is there",
-        50,
+        136,
         f"{STORE}.begin",
         "temporary = self._temporary(step)",
         "[shutil.rmtree(old.path) for old in self.all()[: len(self.all()) - self.keep_last + 1]]\n"
         "    temporary = self._temporary(step)",
     ),
-    one("files of a checkpoint are not synced", 9, "alphadrive.manifest:seal", "fsync_path(file)", "pass"),
-    one("the rename of a checkpoint is not synced", 35, f"{STORE}.commit", "fsync_path(self.folder)", "pass"),
-    one("checkpoints are not verified", 9, f"{STORE}.latest", "verify(checkpoint.path)", "pass"),
+    one("files of a checkpoint are not synced", 27, "alphadrive.manifest:seal", "fsync_path(file)", "pass"),
+    one("the rename of a checkpoint is not synced", 37, f"{STORE}.commit", "fsync_path(self.folder)", "pass"),
+    one("checkpoints are not verified", 75, f"{STORE}.latest", "verify(checkpoint.path)", "pass"),
     one(
         "a full disk ends the run",
-        92,
+        87,
         "cluster.checkpointing:CheckpointWriter.write",
         "except (OSError, CheckpointWriteError) as error:",
         "except ZeroDivisionError as error:",
@@ -400,7 +400,7 @@ RECOVERY_MUTANTS = (
     ),
     one(
         "weights of an export that was cut off are left",
-        48,
+        173,
         RUN,
         "            remove_leftover_weights(attempt.run)\n",
         "",
