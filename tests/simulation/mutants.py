@@ -351,13 +351,6 @@ RECOVERY_MUTANTS = (
         "except RayActorError as error:",
     ),
     one(
-        "an evaluation that is given up ends the run",
-        0,
-        "cluster.recorder:GrpoRecorder.evaluate",
-        "except RolloutError as error:",
-        "except ZeroDivisionError as error:",
-    ),
-    one(
         "a restarted learner begins with the starting model",
         18,
         "cluster.recovery:_go_back",
