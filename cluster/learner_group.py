@@ -93,8 +93,16 @@ class LearnerGroup:
             self.kill()
         self.end()
         self._lost = asyncio.get_running_loop().create_future()
+        has_place = self._place is not None
         try:
-            await self._bring_up(version, checkpoint, RESTART_PLACEMENT_TIMEOUT_S)
+            try:
+                await self._bring_up(version, checkpoint, RESTART_PLACEMENT_TIMEOUT_S)
+            except LearnerDiedError:
+                if not has_place:
+                    raise
+                # A node of its place may be gone without Ray's having noticed yet.
+                self.kill()
+                await self._bring_up(version, checkpoint, RESTART_PLACEMENT_TIMEOUT_S)
         except ResourceError as error:
             raise LearnerError(f"the learner was lost and cannot restart: {error}") from error
 

@@ -94,13 +94,13 @@ async def until(condition, timeout_s=120):
             await asyncio.sleep(0.2)
 
 
-def node_of(condition):
-    """The node whose actors' classes meet the condition."""
+def node_of(cluster, condition):
+    """The node, not the head, whose actors' classes meet the condition."""
     classes_of = {}
     for node, name in living_actors():
-        if name != "RunControl":
-            classes_of.setdefault(node, set()).add(name)
-    (node_id,) = [node for node, classes in classes_of.items() if condition(classes)]
+        classes_of.setdefault(node, set()).add(name)
+    ids = {node.node_id for node in cluster.worker_nodes}
+    (node_id,) = [node for node, classes in classes_of.items() if node in ids and condition(classes)]
     return node_id
 
 
@@ -117,7 +117,7 @@ def drain(cluster, node_id):
 
 async def lose_node(cluster, condition):
     """Add a node, then kill the one whose actors' classes meet the condition."""
-    node_id = node_of(condition)
+    node_id = node_of(cluster, condition)
     (node,) = [node for node in cluster.worker_nodes if node.node_id == node_id]
     patiently(cluster.add_node, num_cpus=CPUS_OF_A_NODE)  # sets signal handlers: in the main thread only
     await asyncio.to_thread(cluster.remove_node, node, False)
@@ -212,7 +212,8 @@ def test_a_run_outlives_the_nodes_of_its_engines_and_its_learner(nodes, scenes, 
         await lose_node(nodes, lambda classes: "FakeLearnerActor" in classes)
         await until(lambda: attempt.version.attempt == 1 or training.done())
         await until(lambda: step() >= attempt.version.step + 4 or training.done())
-        drained = node_of(lambda classes: "FakeLearnerActor" in classes)
+        assert attempt.version.attempt == 1
+        drained = node_of(nodes, lambda classes: "FakeLearnerActor" in classes)
         patiently(nodes.add_node, num_cpus=CPUS_OF_A_NODE)
         await asyncio.to_thread(drain, nodes, drained)
         await until(lambda: attempt.version.attempt == 2 or training.done())
