@@ -64,6 +64,8 @@ class Surroundings:
     def stepped(self, result, headers, lags):
         pass
 
+    wants_checkpoint = False
+
 
 def train(tmp_path, max_dead_letters):
     """One epoch with the user's function, two workers; returns the ledger and the headers."""
