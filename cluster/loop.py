@@ -229,7 +229,10 @@ async def _train(parts: Parts, schedule: Schedule) -> None:
         recorder.stepped(result, headers, lags)
         if is_eval_due:
             await recorder.evaluate(step)
-        if _is_due(step, schedule.checkpoint_every) or recorder.wants_checkpoint:
+        # The last step's is written at the end of the run, after its evaluation: once it is there, a run that
+        # was killed is taken for finished.
+        is_checkpoint_due = _is_due(step, schedule.checkpoint_every) or recorder.wants_checkpoint
+        if is_checkpoint_due and step < schedule.steps:
             await recorder.checkpoint(step)
         if parts.queries.has_no_signal:
             buffer.close()
