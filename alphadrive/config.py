@@ -255,6 +255,14 @@ class CheckpointConfig:
 
 
 @dataclass
+class ProfileConfig:
+    """What is recorded of where a run's time goes; see docs/profiling.md."""
+
+    enabled: bool = False
+    """Record what every worker does: `spans.jsonl` and `timeline.json` in the run's folder."""
+
+
+@dataclass
 class Config:
     """A whole run."""
 
@@ -269,6 +277,7 @@ class Config:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     @property
     def num_slots(self) -> int:

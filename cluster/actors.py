@@ -24,6 +24,8 @@ import ray
 
 from alphadrive.config import Config, RewardConfig
 from alphadrive.errors import AlphaDriveError, RewardError
+from alphadrive.profiling import spans
+from alphadrive.profiling.spans import SpanBatch, span
 from alphadrive.resources import put_our_packages_first
 from alphadrive.types import (
     DrivingQuery,
@@ -35,7 +37,7 @@ from alphadrive.types import (
 )
 from cluster.batches import Pick, unpacked
 from cluster.exchange import Desk, Order, Reply
-from cluster.headers import GroupReceipt, header_of, receipt_of
+from cluster.headers import GroupReceipt, header_of, num_tokens, receipt_of
 
 if TYPE_CHECKING:
     from rewards.further import FurtherTerm
@@ -48,6 +50,12 @@ T = TypeVar("T")
 put_our_packages_first()
 
 CONTROL = "control"
+
+
+def taken_spans(kind: str, source: str) -> SpanBatch | None:
+    """What this process has recorded since the last call; from the first one on it records."""
+    spans.begin(kind, source)
+    return spans.take()
 
 
 def where() -> tuple[int, str]:
@@ -77,7 +85,10 @@ class RolloutActor:
         self, ticket: int, query: DrivingQuery, sampling: "Sampling"
     ) -> tuple[GroupReceipt, RolloutGroup]:
         """Draw a group of the training set."""
-        group = await self._engine.generate(ticket, query, sampling)
+        name = "generate" if ticket >= 0 else "canary"
+        with span(name, "groups", ticket=ticket) as drawing:
+            group = await self._engine.generate(ticket, query, sampling)
+            drawing.note(tokens=num_tokens(group))
         return receipt_of(group), group
 
     @cached_property
@@ -92,8 +103,14 @@ class RolloutActor:
 
     async def answer(self, query: DrivingQuery, sampling: "Sampling") -> str:
         """The text of one completion on the evaluation set."""
-        group = await self._engine.generate(-1, query, sampling, dataset="eval")
+        with span("evaluate", "groups"):
+            group = await self._engine.generate(-1, query, sampling, dataset="eval")
         return group.completions[0].text
+
+    @ray.method(concurrency_group=CONTROL)
+    async def take_spans(self, kind: str, source: str) -> SpanBatch | None:
+        """What this process has recorded; it records from the first call on."""
+        return taken_spans(kind, source)
 
     @ray.method(concurrency_group=CONTROL)
     async def where(self) -> tuple[int, str]:
@@ -105,7 +122,9 @@ class RolloutActor:
         self, weights: WeightsFile, queries: Sequence[DrivingQuery], sampling: "Sampling"
     ) -> "tuple[UpdateReceipt, *tuple[RolloutGroup, ...]]":
         """Swap to new weights and draw a canary group for each query: one receipt, then the groups."""
-        receipt, groups = await self._in_engine_loop(self._engine.update_and_draw(weights, queries, sampling))
+        update = self._engine.update_and_draw(weights, queries, sampling)
+        with span("sync", version=str(weights.version)):
+            receipt, groups = await self._in_engine_loop(update)
         return receipt, *groups
 
     @ray.method(concurrency_group=CONTROL)
@@ -166,7 +185,8 @@ class RewardActor:
         rescue = threading.Timer(self._timeout_s / 2, self._writer.flush)
         rescue.start()
         try:
-            scored = [self._scored(group) for group in unpacked(picks, batches)]
+            with span("reward", groups=len(picks)):
+                scored = [self._scored(group) for group in unpacked(picks, batches)]
         finally:
             rescue.cancel()
             rescue.join()
@@ -183,6 +203,10 @@ class RewardActor:
             return scored_or_error(group, self._variant, self._seed, self._further, self._estimator)
         except AlphaDriveError as error:
             return error
+
+    def take_spans(self, kind: str, source: str) -> SpanBatch | None:
+        """As `RolloutActor.take_spans`."""
+        return taken_spans(kind, source)
 
     def flush(self) -> None:
         """Write what is not on disk yet."""
@@ -242,6 +266,8 @@ class LearnerActor:
         configuration, `environment` what must be set before torch is imported.
         """
         os.environ.update(environment)
+        if config.profile.enabled:
+            spans.begin("learner", f"rank-{placing['rank']}")
         if stage == "grpo":
             from learner.rank import LearnerRank
 
@@ -250,6 +276,10 @@ class LearnerActor:
             from learner.sft import SftRank
 
             self._rank = SftRank(config, **placing)
+
+    def take_spans(self, kind: str, source: str) -> SpanBatch | None:
+        """As `RolloutActor.take_spans`."""
+        return taken_spans(kind, source)
 
     def expect(self, rows: list[int]) -> None:
         """Start reading the images of rows of the dataset that this rank will train on soon."""
@@ -265,16 +295,19 @@ class LearnerActor:
 
     def logprob_differences(self, *groups: RolloutGroup) -> list[float]:
         """For every group the largest difference between the engine's log-probabilities and ours."""
-        return largest_differences(groups, self._rank.score(groups))
+        with span("canary"):
+            return largest_differences(groups, self._rank.score(groups))
 
     def export_weights(self, path: Path) -> WeightsFile | None:
         """Take part in writing the weights; rank 0 returns what it wrote."""
-        return self._rank.export_weights(path)
+        with span("export"):
+            return self._rank.export_weights(path)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint and the model, loadable by itself in `folder/model`."""
-        self._rank.save_checkpoint(folder)
-        self._rank.save_model(folder / "model")
+        with span("checkpoint"):
+            self._rank.save_checkpoint(folder)
+            self._rank.save_model(folder / "model")
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint."""

@@ -188,6 +188,11 @@ class LearnerGroup:
         if place is not None:
             remove_placement_group(place)
 
+    def actors(self) -> list[tuple[str, Any]]:
+        """Id and actor of every rank; none while there is no gang."""
+        ranks = self._gang.ranks if self._gang is not None else []
+        return [(f"rank-{rank}", actor) for rank, actor in enumerate(ranks)]
+
     def workers(self) -> list[WorkerStatus]:
         """The ranks, for `alphadrive status`."""
         if self._lost.done():

@@ -4,11 +4,16 @@ Counts multiply-adds of matrix products and attention as two operations each, ev
 learner cannot do without. Norms, activations, the optimizer and recomputation are not counted.
 """
 
+from collections.abc import Sequence
+from statistics import fmean
+
 from transformers import Qwen2VLConfig
+
+from alphadrive.types import RolloutGroup
 
 
 def training_flops(
-    config: Qwen2VLConfig, num_text: int, num_completion: int, grid: tuple[int, int, int], group_size: int
+    config: Qwen2VLConfig, num_text: int, num_completion: float, grid: tuple[int, int, int], group_size: int
 ) -> float:
     """Forward and backward (three times forward) of a prompt and image with `group_size` completions of
     `num_completion` tokens, logits at completion tokens only. `grid` is the image in patches."""
@@ -20,7 +25,7 @@ def training_flops(
     return 3 * (_vision_flops(config, num_patches) + text + head)
 
 
-def _text_flops(config: Qwen2VLConfig, num_prompt: int, num_inputs: int, group_size: int) -> float:
+def _text_flops(config: Qwen2VLConfig, num_prompt: int, num_inputs: float, group_size: int) -> float:
     text = config.text_config
     width, head_dim = text.hidden_size, text.hidden_size // text.num_attention_heads
     matrices = (
@@ -46,3 +51,23 @@ def _vision_flops(config: Qwen2VLConfig, num_patches: int) -> float:
         2 * (num_patches // vision.spatial_merge_size**2) * merged * (merged + config.text_config.hidden_size)
     )
     return layers + embedding + merger
+
+
+def step_flops(config: object, groups: Sequence[RolloutGroup], image_token_id: int) -> float | None:
+    """The arithmetic of one update of all weights on these groups, each of completions of one length: their
+    mean. None for a model that this module does not know."""
+    if type(config) is not Qwen2VLConfig:
+        return None
+    merged = config.vision_config.spatial_merge_size**2
+    total = 0.0
+    for group in groups:
+        num_vision = group.prompt_token_ids.count(image_token_id)
+        num_completion = fmean(len(completion.token_ids) for completion in group.completions)
+        total += training_flops(
+            config,
+            len(group.prompt_token_ids) - num_vision,
+            num_completion,
+            (1, 1, num_vision * merged),
+            len(group.completions),
+        )
+    return total

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from alphadrive.config import Config
 from alphadrive.processing import PromptProcessor
+from alphadrive.profiling.spans import in_span, note_facts, span
 from alphadrive.types import WeightsFile, WeightVersion
 from learner.batch import TokenBatch, TokenRow, build_token_batch
 from learner.data_metrics import DataMeter
@@ -81,6 +82,7 @@ class Trainer:
             torch.set_num_threads(max(1, int(config.learner.cpus_per_rank)))
         _seed_everything(config.seed + rank)
         self.device = join_process_group(rank, world_size, master_addr, master_port, on_gpu)
+        note_facts(device=torch.cuda.get_device_name(self.device) if on_gpu else "cpu")
         processor = PromptProcessor(self.model_folder, config.model.max_pixels, config.data.trajectory)
         self.reader = RowReader(
             dataset_folder,
@@ -145,7 +147,7 @@ class Trainer:
         """
         microbatches = in_microbatches(sizes, self.config.learner.max_tokens_per_microbatch)
         num_fillers = self.most(len(microbatches)) - len(microbatches)
-        yield from self.meter.waiting(prepared_ahead(microbatches, read))
+        yield from self.meter.waiting(prepared_ahead(microbatches, in_span("pack", read, "reader")))
         for _ in range(num_fillers):
             yield filler(self.filler_batch())
 
@@ -192,7 +194,8 @@ class Trainer:
         `step` is counted by the caller.
         """
         loss = self.engine.all_reduce([local_loss])[0]
-        outcome = self.engine.step(learning_rate)
+        with span("step"):
+            outcome = self.engine.step(learning_rate)
         if outcome.was_applied:
             is_spike = self.gradient_norms.add(outcome.grad_norm)
             return Update(loss=loss, grad_norm=outcome.grad_norm, is_spike=is_spike, problem=None)
