@@ -260,6 +260,9 @@ class ProfileConfig:
 
     enabled: bool = False
     """Record what every worker does: `spans.jsonl` and `timeline.json` in the run's folder."""
+    prometheus: bool | None = None
+    """Serve the run's figures at Ray's metrics endpoints; null: where a cluster was joined, as nobody asks a
+    private one."""
 
 
 @dataclass

@@ -25,7 +25,7 @@ def add_profile_parser(subparsers: "argparse._SubParsersAction[argparse.Argument
             "folder is a CONFIG (a YAML file, or the name of a shipped one): a profiled grpo run of a few "
             "steps is made of it, called NAME-profile, and then read back."
         ),
-        epilog="example: alphadrive profile runs/first --plot first.svg; alphadrive profile debug --steps 20",
+        epilog="example: alphadrive profile runs/first --plot first.svg",
     )
     parser.add_argument("what", metavar="RUN|CONFIG", help="a run's folder, or a configuration")
     parser.add_argument(

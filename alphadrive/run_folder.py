@@ -157,6 +157,10 @@ class RunFolder:
         else:
             self._unwritten.clear()
 
+    def add_tracker(self, tracker: Tracker) -> None:
+        """Send the metrics of steps to one more tracker."""
+        self._trackers.append(tracker)
+
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Write `summary.json` atomically. Raises ValueError for a number that is not finite."""
         write_json(self.summary_path, summary)

@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from alphadrive.config import AutoscaleConfig
 from cluster.cluster_file import ClusterFile, this_process
 from cluster.control import RunControl, Wishes, new_actor_name
+from cluster.live_metrics import LiveMetrics, is_wanted
 from cluster.remote import ActorGoneError, fetch, kill
 from cluster.resource_demand import num_waiting
 from cluster.scaling import Scaling
@@ -71,6 +72,7 @@ class ControlRoom:
         self._spawned_s = 0.0
         self._has_answered = False
         self._file: ClusterFile | None = None
+        self._live: LiveMetrics | None = None
         self._failures: set[type[Exception]] = set()
         """Kinds that were told of."""
 
@@ -82,6 +84,9 @@ class ControlRoom:
             checkpoint_step=checkpoint.step if checkpoint is not None else None,
         )
         self._spawn()
+        if is_wanted(self._attempt.config):
+            self._live = LiveMetrics(self._attempt.run.config.run.name)
+            self._attempt.run.add_tracker(self._live)
 
     async def serve(self) -> None:
         """Push the status and carry out wishes and decisions, until cancelled."""
@@ -150,6 +155,8 @@ class ControlRoom:
                     entry["needs"] = needs
             changes |= {"wanted": wanted, "pending": pending}
         self._status.note(**changes)
+        if self._live is not None:
+            self._live.look(self._status.fields)
         if self._status.file_age_s > FILE_EVERY_S:
             try:
                 self._status.write()
