@@ -260,6 +260,8 @@ class ProfileConfig:
 
     enabled: bool = False
     """Record what every worker does: `spans.jsonl` and `timeline.json` in the run's folder."""
+    torch_steps: list[int] = field(default_factory=list)
+    """Steps of which learner rank 0 writes a trace by torch's profiler, into `torch/` of the run's folder."""
     prometheus: bool | None = None
     """Serve the run's figures at Ray's metrics endpoints; null: where a cluster was joined, as nobody asks a
     private one."""

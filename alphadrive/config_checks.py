@@ -22,6 +22,7 @@ def check_config(config: "Config") -> None:
         *_arithmetic_problems(config),
         *loss_problems(config.grpo),
         *_reward_problems(config),
+        *_profile_problems(config),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -197,6 +198,11 @@ def _autoscale_problems(config: "Config") -> list[str]:
     if not bounds.min <= start <= bounds.max:
         return [f"rollout.num_workers={start}: what a run starts with is outside of {words}"]
     return []
+
+
+def _profile_problems(config: "Config") -> list[str]:
+    wrong = [step for step in config.profile.torch_steps if step < 1]
+    return [f"profile.torch_steps={wrong}: steps count from 1"] if wrong else []
 
 
 def _reward_problems(config: "Config") -> list[str]:

@@ -85,7 +85,8 @@ class LearnerRank:
         untouched: PolicyLagError for a group of another attempt or outside the lag bound, LearnerError for a
         damaged completion or when no rank has a completion token.
         """
-        with span("train", step=self._trainer.step + 1) as training:
+        step = self._trainer.step + 1
+        with self._trainer.traces.of(step), span("train", step=step) as training:
             result = self._step(groups)
             if is_recording():
                 training.note(**self._work(groups))

@@ -63,7 +63,8 @@ class SftRank:
         A loss or gradient that is not finite leaves the weights as they are; the result says so as its
         `problem`.
         """
-        with span("train", step=self._trainer.step + 1):
+        step = self._trainer.step + 1
+        with self._trainer.traces.of(step), span("train", step=step):
             return self._step(rows)
 
     def _step(self, rows: Sequence[int]) -> StepResult:

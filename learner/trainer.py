@@ -29,6 +29,7 @@ from learner.lora import ADAPTER_FOLDER, check_same_adapter
 from learner.patches import PatchTable
 from learner.policy import Policy
 from learner.rows import RowReader, in_microbatches, prepared_ahead
+from learner.torch_traces import StepTraces
 from learner.vision import FrozenFeatures
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,9 @@ class Trainer:
         self.config, self.rank, self.world_size = config, rank, world_size
         self.model_folder = Path(model_folder)
         self.step = 0
+        self.traces = StepTraces(
+            config.profile.torch_steps if rank == 0 else (), Path(config.run.root, config.run.name, "torch")
+        )
         self.gradient_norms = GradientNorms()
         on_gpu = config.learner.gpus_per_rank > 0
         if not on_gpu:
