@@ -52,10 +52,15 @@ put_our_packages_first()
 CONTROL = "control"
 
 
-def taken_spans(kind: str, source: str) -> SpanBatch | None:
-    """What this process has recorded since the last call; from the first one on it records."""
-    spans.begin(kind, source)
-    return spans.take()
+def taken_spans(kind: str, source: str, is_on: bool = True) -> SpanBatch | None:
+    """What this process has recorded since the last call; from the first one on it records, until one that
+    says not to."""
+    if is_on:
+        spans.begin(kind, source)
+    batch = spans.take()
+    if not is_on:
+        spans.end()
+    return batch
 
 
 def where() -> tuple[int, str]:
@@ -108,9 +113,9 @@ class RolloutActor:
         return group.completions[0].text
 
     @ray.method(concurrency_group=CONTROL)
-    async def take_spans(self, kind: str, source: str) -> SpanBatch | None:
-        """What this process has recorded; it records from the first call on."""
-        return taken_spans(kind, source)
+    async def take_spans(self, kind: str, source: str, is_on: bool = True) -> SpanBatch | None:
+        """What this process has recorded; from the first call on it records, until one says not to."""
+        return taken_spans(kind, source, is_on)
 
     @ray.method(concurrency_group=CONTROL)
     async def where(self) -> tuple[int, str]:
@@ -204,9 +209,9 @@ class RewardActor:
         except AlphaDriveError as error:
             return error
 
-    def take_spans(self, kind: str, source: str) -> SpanBatch | None:
+    def take_spans(self, kind: str, source: str, is_on: bool = True) -> SpanBatch | None:
         """As `RolloutActor.take_spans`."""
-        return taken_spans(kind, source)
+        return taken_spans(kind, source, is_on)
 
     def flush(self) -> None:
         """Write what is not on disk yet."""
@@ -277,9 +282,9 @@ class LearnerActor:
 
             self._rank = SftRank(config, **placing)
 
-    def take_spans(self, kind: str, source: str) -> SpanBatch | None:
+    def take_spans(self, kind: str, source: str, is_on: bool = True) -> SpanBatch | None:
         """As `RolloutActor.take_spans`."""
-        return taken_spans(kind, source)
+        return taken_spans(kind, source, is_on)
 
     def expect(self, rows: list[int]) -> None:
         """Start reading the images of rows of the dataset that this rank will train on soon."""

@@ -98,6 +98,8 @@ class Profiler:
     """See the module."""
 
     def __init__(self, file: SpanFile, workers: Callable[[], list[Worker]]) -> None:
+        self.is_on = True
+        """Whether anything is recorded; workers are told when they are asked next."""
         self._file, self._workers = file, workers
         self._offsets = ClockOffsets(spans.clock_id())
         self._asking: dict[str, asyncio.Task[None]] = {}
@@ -131,7 +133,7 @@ class Profiler:
     async def _take(self, kind: str, worker_id: str, actor: Any) -> None:
         sent_ns = time.monotonic_ns()
         try:
-            batch: SpanBatch | None = await fetch(actor.take_spans.remote(kind, worker_id))
+            batch: SpanBatch | None = await fetch(actor.take_spans.remote(kind, worker_id, self.is_on))
         except Exception as error:  # it died, or its cluster is going away: the run will say so
             logger.debug("%s gave no spans: %s", worker_id, error)
             return

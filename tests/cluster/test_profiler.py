@@ -38,7 +38,7 @@ class FakeActor:
         self._answers_after_s, self._dies = answers_after_s, dies
         self.take_spans = SimpleNamespace(remote=self._take)
 
-    async def _take(self, kind, source):
+    async def _take(self, kind, source, is_on):
         from dataclasses import replace
 
         self.num_asked += 1
@@ -302,5 +302,7 @@ def test_a_worker_records_from_the_first_time_it_is_asked(tmp_path):
     worker.score([])
     assert worker.take_spans("reward", "w0").spans == []
     worker.score([])
-    assert [each.name for each in worker.take_spans("reward", "w0").spans] == ["reward"]
+    assert [each.name for each in worker.take_spans("reward", "w0", False).spans] == ["reward"]
+    worker.score([])
+    assert worker.take_spans("reward", "w0").spans == []
     worker.close()
