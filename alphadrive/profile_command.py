@@ -94,14 +94,17 @@ def _tell(folder: Path, *, as_json: bool, plot: Path | None) -> int:
     except ValueError as error:
         raise InputError(f"{error}; the run may have been killed as it began") from error
     profile = profile_of(recording)
-    timeline = write_timeline(folder, recording)
+    try:
+        timeline = f"{write_timeline(folder, recording)} (open it at ui.perfetto.dev or chrome://tracing)"
+    except OSError as error:  # a folder of somebody else
+        timeline = f"not written: {error}"
     if plot is not None:
         write_plot(plot, str(folder), recording, profile)
     if as_json:
         print(json.dumps(report_json(str(folder), profile), indent=2))
     else:
         print(report_text(str(folder), profile))
-        print(f"timeline: {timeline} (open it at ui.perfetto.dev or chrome://tracing)")
+        print(f"timeline: {timeline}")
     return 0
 
 

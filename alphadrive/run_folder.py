@@ -9,6 +9,7 @@
       rollouts/*.parquet   see `alphadrive.rollout_writer`
       checkpoints/         see `alphadrive.checkpoints`
       nonfinite/*.json     see `cluster.nonfinite`
+      spans.jsonl, timeline.json   see `alphadrive.profiling`
       report.html          see `alphadrive.report`
       .lock                held by the process that writes the run
 
