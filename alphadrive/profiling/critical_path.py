@@ -81,7 +81,7 @@ def _of_waiting(recording: Recording, ticket: int | None) -> tuple[list[tuple[st
         ("engine paused for weights", paused),
         ("generate", drawn),
         ("order, answer and proof", told),
-    ], "before it had a ticket"
+    ], "other groups"
 
 
 def _of_ticket(driver: Track, name: str, ticket: int) -> Intervals:

@@ -131,7 +131,7 @@ def test_the_critical_path_of_a_wait_is_the_life_of_the_group_that_came_last():
     whole = reward_bound()
     path = critical_path(whole, measured_steps(whole)[0])
     assert [(each.phase, each.what, round(each.seconds, 6)) for each in path] == [
-        ("wait", "before it had a ticket", 0.2),
+        ("wait", "other groups", 0.2),
         ("wait", "order, answer and proof", 0.4),
         ("wait", "generate", 0.4),
         ("wait", "reward", 2.0),
@@ -145,7 +145,7 @@ def test_the_critical_path_is_as_long_as_the_step():
     path = critical_path(whole, step)
     assert sum(each.seconds for each in path) == near(step.duration_ns / 1e9)
     assert {(each.phase, each.what): round(each.seconds, 6) for each in path} == {
-        ("wait", "before it had a ticket"): 1.0,  # all its groups were there
+        ("wait", "other groups"): 1.0,  # all its groups were there
         ("train", "data_wait"): 0.5,
         ("train", "forward"): 2.0,
         ("train", "backward"): 4.0,

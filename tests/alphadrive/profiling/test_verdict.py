@@ -147,5 +147,5 @@ def test_the_text_has_all_of_it_and_ends_in_the_verdict():
 def test_the_json_has_the_same():
     told = report_json("runs/first", profile_of(learner_bound()))
     assert told["kinds"]["rollout"]["busy"] == pytest.approx(9 / 31)
-    assert told["critical_path"][0] == {"phase": "wait", "what": "before it had a ticket", "seconds": 1.0}
+    assert told["critical_path"][0] == {"phase": "wait", "what": "other groups", "seconds": 1.0}
     assert set(told["verdict"]) == {"bound", "words"}
