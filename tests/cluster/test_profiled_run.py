@@ -39,6 +39,7 @@ def profiled_run(tmp_path_factory):
     keys = {
         "data.train": root / "train",
         "data.eval": "null",
+        "eval.every_steps": 0,
         "run.root": root,
         "run.name": "r",
         "run.tensorboard": "false",
