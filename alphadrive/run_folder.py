@@ -41,6 +41,7 @@ from alphadrive.rewind import (
     drop_step_files,
     drop_unfinished,
 )
+from alphadrive.secrets import redacted
 from alphadrive.trackers import Tracker, trackers_for
 
 LEDGER_FILE = "ledger.json"
@@ -159,12 +160,12 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Write `summary.json` atomically. Raises ValueError for a number that is not finite."""
-        write_json(self.summary_path, summary)
+        write_json(self.summary_path, redacted(dict(summary)))
 
     def write_status(self, status: Mapping[str, object]) -> None:
         """Write `status.json` atomically; a full disk leaves the one before."""
         try:
-            write_json(self.status_path, status)
+            write_json(self.status_path, redacted(dict(status)))
         except OSError as error:
             log.error("%s: cannot be written: %s", self.status_path, error)
 

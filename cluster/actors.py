@@ -25,6 +25,7 @@ import ray
 from alphadrive.config import Config, RewardConfig
 from alphadrive.errors import AlphaDriveError, RewardError
 from alphadrive.resources import put_our_packages_first
+from alphadrive.secrets import redact
 from alphadrive.types import (
     DrivingQuery,
     GroupHeader,
@@ -205,7 +206,7 @@ def scored_or_error(
         raise
     except Exception as error:
         raise RewardError(
-            f"query {group.query.query_id}: the reward raised {type(error).__name__}: {error}"
+            redact(f"query {group.query.query_id}: the reward raised {type(error).__name__}: {error}")
         ) from error
 
 

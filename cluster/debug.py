@@ -24,7 +24,15 @@ from cluster.actors import largest_differences, scored_or_error
 from cluster.buffer import SlotBuffer
 from cluster.grpo import System, canary_limit_and_queries, drive, settings_of_engine
 from cluster.headers import header_of
-from cluster.launch import WEIGHTS_FOLDER, Attempt, RunResult, execute, weights_prefix
+from cluster.launch import (
+    WEIGHTS_FOLDER,
+    Attempt,
+    RunResult,
+    execute,
+    remove_leftover_weights,
+    weights_prefix,
+)
+from cluster.meeting import point_on_this_machine
 from cluster.proof import CanaryLimit, canary_sampling, check_digest
 from rollout.settings import CANARY_TICKET, greedy_sampling, group_sampling
 
@@ -57,12 +65,12 @@ async def train_in_process(attempt: Attempt) -> None:
     config = attempt.config
     attempt.progress.say(STAND_INS)
     use_threads(max(1, int(config.learner.cpus_per_rank)))
+    remove_leftover_weights(attempt.run)
     rank = LearnerRank(
         _without_kept_features(config),
         rank=0,
         world_size=1,
-        master_addr="127.0.0.1",
-        master_port=0,
+        meeting_point=point_on_this_machine(attempt.run.path),
         model_folder=attempt.model_folder,
         dataset_folder=Path(config.data.train),
         attempt=attempt.version.attempt,
@@ -99,9 +107,9 @@ async def train_in_process(attempt: Attempt) -> None:
             )
             await drive(attempt, system)
         finally:
-            sync.path.unlink(missing_ok=True)
             rank.close()
             await engine.close()
+            remove_leftover_weights(attempt.run)
 
 
 def _without_kept_features(config: Config) -> Config:

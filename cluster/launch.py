@@ -225,7 +225,12 @@ def _run_loop(attempt: Attempt, work: Coroutine[Any, Any, None]) -> None:
 def weights_prefix(run: RunFolder) -> str:
     """How the names of a run's weights files in `WEIGHTS_FOLDER` start: the same for every attempt, so that
     the next one removes what the last one left."""
-    return f"alphadrive-{hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:16]}"
+    return scratch_prefix(run.path)
+
+
+def scratch_prefix(run_path: Path) -> str:
+    """The same for the run in a folder; `cluster.meeting` uses it too."""
+    return f"alphadrive-{hashlib.sha256(str(run_path.resolve()).encode()).hexdigest()[:16]}"
 
 
 def remove_leftover_weights(run: RunFolder) -> None:

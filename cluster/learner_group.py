@@ -24,6 +24,7 @@ from alphadrive.types import StepResult, WeightsFile, WeightVersion
 from cluster.actors import LearnerActor
 from cluster.batches import BatchItem, packed
 from cluster.gang import Gang
+from cluster.meeting import leave, meeting_point
 from cluster.placement import Placement
 from cluster.workers import WorkerState, WorkerStatus
 
@@ -56,6 +57,7 @@ class LearnerGroup:
         self._nodes: set[str] = set()
         """Where the ranks are, or were."""
         self._leaving_nodes: set[str] = set()
+        self._meeting_point = ""
         self._lost: asyncio.Future[LearnerDiedError] = asyncio.get_running_loop().create_future()
         self._expected: list[tuple[int, int]] = []
         self._groups_done = [0] * config.learner.num_ranks
@@ -180,6 +182,7 @@ class LearnerGroup:
         gang, self._gang = self._gang, None
         if gang is not None:
             gang.end()
+        leave(self._meeting_point)
 
     def kill(self) -> None:
         """End all ranks and give their resources back."""
@@ -262,10 +265,10 @@ class LearnerGroup:
         environment = {"OMP_NUM_THREADS": str(self._placement.threads_per_rank)}
         if is_one_node and not self._placement.gpus_per_rank:
             environment["GLOO_SOCKET_IFNAME"] = "lo"
+        self._meeting_point = meeting_point(meetings, Path(self._config.run.root) / self._config.run.name)
         placing = {
             "world_size": len(meetings),
-            "master_addr": "127.0.0.1" if is_one_node else meetings[0].address,
-            "master_port": meetings[0].port,
+            "meeting_point": self._meeting_point,
             "model_folder": self._model_folder,
             "dataset_folder": self._dataset_folder,
             "attempt": attempt,

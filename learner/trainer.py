@@ -66,8 +66,7 @@ class Trainer:
         *,
         rank: int,
         world_size: int,
-        master_addr: str,
-        master_port: int,
+        meeting_point: str,
         model_folder: Path,
         dataset_folder: Path,
         temperature: float,
@@ -80,7 +79,7 @@ class Trainer:
         if not on_gpu:
             torch.set_num_threads(max(1, int(config.learner.cpus_per_rank)))
         _seed_everything(config.seed + rank)
-        self.device = join_process_group(rank, world_size, master_addr, master_port, on_gpu)
+        self.device = join_process_group(rank, world_size, meeting_point, on_gpu)
         processor = PromptProcessor(self.model_folder, config.model.max_pixels, config.data.trajectory)
         self.reader = RowReader(
             dataset_folder,
