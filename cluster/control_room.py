@@ -150,7 +150,9 @@ class ControlRoom:
             pending = pending_of(workers, wanted, {"rollout": waiting})
             for entry in pending:
                 if entry["what"] == "waiting":
-                    entry |= {"needs": needs, "pool": pool_text(placement.rollout_pool)}
+                    entry["needs"] = needs
+                    if placement.rollout_pool:
+                        entry["pool"] = pool_text(placement.rollout_pool)
             changes |= {"wanted": wanted, "pending": pending}
         self._status.note(**changes)
         if self._status.file_age_s > FILE_EVERY_S:
