@@ -125,7 +125,7 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
         # All ranks at once, before engines take a room here and there that they need.
         await reserve_place()
         left_s = max(LEAST_PLACING_S, placement.placing_s - (time.monotonic() - started_s))
-        limit_s = stall_limit_s(config) + left_s
+        limit_s = stall_limit_s(config) + config.cluster.wait_for_nodes_s
         await guarded(
             start_all(),
             watch_progress(limit_s, up, waits_for, what=START),
