@@ -100,9 +100,9 @@ def plan_placement(config: Config, stage: str, nodes: Sequence[Node]) -> Placeme
     fitting = most_engines(nodes, ranks, engines)
     note = None
     if (fitting is None or fitting < engines.count) and not (ranks.gpus or engines.gpus):
-        ranks, engines, share_note = _sharing_cores(nodes, learner, rollout)
-        if (shared := most_engines(nodes, ranks, engines)) is not None and shared == engines.count:
-            fitting, note = shared, share_note
+        if (shared := _sharing_cores(nodes, learner, rollout)) is not None:
+            ranks, engines, note = shared
+            fitting = engines.count
     table = _table([learner, rollout] if engines.count else [learner], nodes)
     problem = _problem(nodes, learner, rollout, fitting)
     if stage == "grpo" and not any(node.is_in(_pool(config, "reward")) for node in nodes):
@@ -170,8 +170,9 @@ def _pool(config: Config, kind: str) -> dict[str, str]:
     return parse_pool(f"cluster.{kind}_pool", getattr(config.cluster, f"{kind}_pool"))
 
 
-def _sharing_cores(nodes: Sequence[Node], learner: _Asked, rollout: _Asked) -> tuple[Ask, Ask, str]:
-    """Ranks and engines that reserve less, so that all fit; the words that say so."""
+def _sharing_cores(nodes: Sequence[Node], learner: _Asked, rollout: _Asked) -> tuple[Ask, Ask, str] | None:
+    """Ranks and engines that reserve less, so that all fit, and the words that say so; None where they do not
+    fit however little they reserve."""
     ranks, engines = learner.ask, rollout.ask
     usable = [node for node in nodes if node.is_in(ranks.pool) or node.is_in(engines.pool)]
     num_cpus = sum(node.cpus for node in usable)
@@ -183,6 +184,8 @@ def _sharing_cores(nodes: Sequence[Node], learner: _Asked, rollout: _Asked) -> t
         if most_engines(nodes, ranks, engines) == engines.count:
             break
         share *= SHRINK
+    else:
+        return None
     arithmetic = f"{learner.count_key}={ranks.count} x {learner.ask.cpus:g}"
     if engines.count:
         arithmetic = f"{rollout.count_key}={engines.count} x {rollout.ask.cpus:g} + {arithmetic}"

@@ -96,6 +96,11 @@ def test_nodes_that_may_join_are_waited_for_if_asked():
     placement = plan(config, small(64, 4))
     assert placement.placing_s == 900.0
     assert "only 4 ranks" in placement.note and "within 900 s" in placement.note
+    config = make_config()
+    config.cluster.wait_for_nodes_s, config.cluster.learner_pool = 900.0, "pool=learner"
+    placement = plan(config, small(1))
+    assert (placement.cpus_per_engine, placement.cpus_per_rank) == (1.0, 1.0)
+    assert "no node has these labels" in placement.note
 
 
 def test_without_gpus_as_many_engines_as_autoscale_may_start_share_the_cores():
