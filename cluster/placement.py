@@ -98,11 +98,12 @@ def plan_placement(config: Config, stage: str, nodes: Sequence[Node]) -> Placeme
     learner, rollout = _asked(config, stage)
     ranks, engines = learner.ask, rollout.ask
     fitting = most_engines(nodes, ranks, engines)
-    note = None
+    note = shared = None
     if (fitting is None or fitting < engines.count) and not (ranks.gpus or engines.gpus):
-        if (shared := _sharing_cores(nodes, learner, rollout)) is not None:
-            ranks, engines, note = shared
-            fitting = engines.count
+        shared = _sharing_cores(nodes, learner, rollout)
+    if shared is not None:
+        ranks, engines, note = shared
+        fitting = engines.count
     table = _table([learner, rollout] if engines.count else [learner], nodes)
     problem = _problem(nodes, learner, rollout, fitting)
     if stage == "grpo" and not any(node.is_in(_pool(config, "reward")) for node in nodes):
