@@ -10,6 +10,7 @@ from alphadrive.config import load_config
 from alphadrive.run_folder import RunFolder
 from alphadrive.types import WeightVersion
 from cluster.launch import Attempt
+from cluster.packing import Node
 from cluster.placement import plan_placement
 from cluster.progress import RunProgress
 from cluster.status import RunStatus
@@ -45,7 +46,7 @@ def make_attempt(scenes: Path, root: Path, steps: int, *overrides: str) -> Attem
         status=status,
         progress=RunProgress("grpo", steps, may_be_live=False),
         stop=SimpleNamespace(on_stop=None, was_asked=False),
-        placement=plan_placement(config, "grpo", 4, 0),
+        placement=plan_placement(config, "grpo", [Node(cpus=4)]),
     )
 
 
