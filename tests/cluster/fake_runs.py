@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +30,9 @@ KEYS = {
 }
 
 
-def make_attempt(scenes: Path, root: Path, steps: int, *overrides: str) -> Attempt:
+def make_attempt(
+    scenes: Path, root: Path, steps: int, *overrides: str, nodes: Sequence[Node] = (Node(cpus=4),)
+) -> Attempt:
     """The first attempt of a run of fakes on the dataset `scenes`, to be given to `train`."""
     keys = KEYS | {"data.train": scenes, "run.root": root, "grpo.steps": steps}
     config = load_config("debug", [*(f"{key}={value}" for key, value in keys.items()), *overrides])
@@ -46,7 +49,7 @@ def make_attempt(scenes: Path, root: Path, steps: int, *overrides: str) -> Attem
         status=status,
         progress=RunProgress("grpo", steps, may_be_live=False),
         stop=SimpleNamespace(on_stop=None, was_asked=False),
-        placement=plan_placement(config, "grpo", [Node(cpus=4)]),
+        placement=plan_placement(config, "grpo", nodes),
     )
 
 

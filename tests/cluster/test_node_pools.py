@@ -77,14 +77,12 @@ def test_learner_and_engines_land_in_their_pools_and_an_engine_without_room_join
     from cluster.gang import reserve
     from cluster.grpo import train_on_ray
     from cluster.inventory import live_nodes
-    from cluster.placement import plan_placement
 
     monkeypatch.setattr(cluster.learner_group, "LearnerActor", fake_actors.FakeLearnerActor)
     monkeypatch.setattr("cluster.fleet.ROOM_NOTE_S", 8.0)
-    attempt = fake_runs.make_attempt(
-        scenes, tmp_path, 1000, *POOLS, *GPUS, "cluster.reward_pool=pool=learner"
-    )
-    attempt.placement = placement = plan_placement(attempt.config, "grpo", live_nodes())
+    keys = [*POOLS, *GPUS, "cluster.reward_pool=pool=learner"]
+    attempt = fake_runs.make_attempt(scenes, tmp_path, 1000, *keys, nodes=live_nodes())
+    placement = attempt.placement
     assert "room for 1 beside the learner" in placement.note
 
     def step():
@@ -131,7 +129,6 @@ def test_a_run_whose_engines_have_no_room_ends_with_what_holds_it_and_gives_the_
     import cluster.learner_group
     from cluster.grpo import train_on_ray
     from cluster.inventory import live_nodes
-    from cluster.placement import plan_placement
 
     @ray.remote
     class Squatter:
@@ -145,8 +142,7 @@ def test_a_run_whose_engines_have_no_room_ends_with_what_holds_it_and_gives_the_
     squatter = Squatter.options(num_gpus=1, label_selector={"pool": "rollout"})
     held = [squatter.remote() for _ in range(num_gpus)]
     assert all(ray.get([each.ready.remote() for each in held]))
-    attempt = fake_runs.make_attempt(scenes, tmp_path, 1000, *POOLS, *GPUS)
-    attempt.placement = plan_placement(attempt.config, "grpo", live_nodes())
+    attempt = fake_runs.make_attempt(scenes, tmp_path, 1000, *POOLS, *GPUS, nodes=live_nodes())
     with pytest.raises(ResourceError, match=r"no engine has a place after .*pool=rollout(.|\n)*1 Squatter"):
         asyncio.run(train_on_ray(attempt, fake_actors.SlowRolloutActor))
     attempt.run.close()
