@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from alphadrive.errors import ConfigError
 from alphadrive.loss_checks import loss_problems
+from alphadrive.object_store import address_problem, is_address
 from alphadrive.reward_names import VARIANTS, weight_problems
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def check_config(config: "Config") -> None:
         *_arithmetic_problems(config),
         *loss_problems(config.grpo),
         *_reward_problems(config),
+        *_place_problems(config),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -197,6 +199,22 @@ def _autoscale_problems(config: "Config") -> list[str]:
     if not bounds.min <= start <= bounds.max:
         return [f"rollout.num_workers={start}: what a run starts with is outside of {words}"]
     return []
+
+
+def _place_problems(config: "Config") -> list[str]:
+    problems = []
+    for key in ("run.root", "model.path"):
+        if is_address(get_key(config, key)):
+            problems.append(
+                f"{key}: expected a folder, got an address; data.train, data.eval and checkpoint.mirror may "
+                "be one"
+            )
+    for key in ("data.train", "data.eval", "checkpoint.mirror"):
+        place = get_key(config, key)
+        is_to_be_address = place is not None and (is_address(place) or key == "checkpoint.mirror")
+        if is_to_be_address and (problem := address_problem(place)):
+            problems.append(f"{key}: {problem}")
+    return problems
 
 
 def _reward_problems(config: "Config") -> list[str]:

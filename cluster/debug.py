@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alphadrive.config import Config
+from alphadrive.data.fetching import local_folder
 from alphadrive.rollout_writer import RolloutWriter
 from alphadrive.types import DrivingQuery, GroupHeader, RolloutGroup, ScoredGroup, StepResult, WeightVersion
 from cluster.actors import largest_differences, scored_or_error
@@ -64,7 +65,7 @@ async def train_in_process(attempt: Attempt) -> None:
         master_addr="127.0.0.1",
         master_port=0,
         model_folder=attempt.model_folder,
-        dataset_folder=Path(config.data.train),
+        dataset_folder=local_folder(config.data.train),
         attempt=attempt.version.attempt,
     )
     engine = await InProcessEngine.start(settings_of_engine(attempt, 0), "engine-0")

@@ -13,6 +13,7 @@ from typing import Any
 from alphadrive.config import Config
 from alphadrive.errors import ConfigError
 from alphadrive.model_folder import TINY
+from alphadrive.object_store import is_address
 
 RAY_STOP_WAIT_S = 3
 """Ray's own, where the job's environment does not set RAY_JOB_STOP_WAIT_TIME_S."""
@@ -35,7 +36,8 @@ def check_paths(config: Config) -> None:
         paths["data.eval"] = config.data.eval
     if config.model.path != TINY and config.model.revision is None:
         paths["model.path"] = config.model.path
-    problems = [problem for key, path in paths.items() if (problem := _problem(key, path, copy))]
+    folders = {key: path for key, path in paths.items() if not is_address(path)}
+    problems = [problem for key, path in folders.items() if (problem := _problem(key, path, copy))]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -71,6 +73,6 @@ def _problem(key: str, path: str, copy: Path | None) -> str | None:
         return None
     example = f"/shared/{Path(path).name if Path(path).is_absolute() else path.lstrip('./')}"
     return (
-        f"{key}={path!r}: {where}; expected an absolute path that every node reaches, for example "
-        f"{key}={example}"
+        f"{key}={path!r}: {where}; expected an absolute path that every node reaches"
+        f"{' (or s3://, gs://)' if key.startswith('data.') else ''}, for example {key}={example}"
     )

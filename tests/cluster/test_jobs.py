@@ -43,6 +43,10 @@ def test_a_job_with_paths_that_every_node_reaches_is_fine(job):
     check_paths(default_config([*OUTSIDE, "model.path=Qwen/Qwen2-VL-2B-Instruct", "model.revision=0123"]))
 
 
+def test_data_may_be_at_an_address(job):
+    check_paths(default_config([*OUTSIDE, "data.train=s3://bucket/train", "data.eval=gs://bucket/eval"]))
+
+
 def test_every_relative_path_is_named_in_one_error(job):
     lines = problems_of("run.root=runs", "data.train=data/a", "data.eval=../b", "model.path=runs/warm-up")
     assert [line.partition("=")[0] for line in lines] == ["run.root", "data.train", "data.eval", "model.path"]
