@@ -89,7 +89,8 @@ def answers(address):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """One node with its dashboard, everything on loopback. Its folder has a short name, for Ray's sockets."""
+    """One node with its dashboard, everything on loopback (where Ray stays only if it is told that there are
+    no clusters of several machines). Its folder has a short name, for Ray's sockets."""
     folder = Path(tempfile.mkdtemp(prefix="ad-ray-"))
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
@@ -99,6 +100,7 @@ def cluster():
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
     dashboard, log = free_port(), folder / "head.log"
     options = ["--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}"]
