@@ -21,6 +21,7 @@ import pytest
 
 from alphadrive.checkpoints import CheckpointStore
 from alphadrive.cli import run as run_command
+from alphadrive.object_store import Store
 from cluster.processes import end_processes, is_alive
 
 pytest.importorskip("vllm")
@@ -53,6 +54,14 @@ class Cluster:
             cwd=ROOT,
         )
         return done.returncode, done.stdout
+
+    def log(self, submission_id):
+        """The log of a job."""
+        token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        request = urllib.request.Request(f"{self.address}/api/jobs/{submission_id}/logs")
+        request.add_header("Authorization", f"Bearer {token}")
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return json.load(reply)["logs"]
 
     def submit(self, submission_id, *arguments, stop_wait_s=None, wait=True):
         """`ray job submit --working-dir . -- alphadrive grpo configs/debug.yaml ARGUMENTS`."""
@@ -88,15 +97,17 @@ def answers(address):
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(s3_environment, tmp_path_factory):
     """One node with its dashboard, everything on loopback (where Ray stays only if it is told that there are
     no clusters of several machines). Its folder has a short name, for Ray's sockets."""
     folder = Path(tempfile.mkdtemp(prefix="ad-ray-"))
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
-    environment = CLEAN | {
+    environment = CLEAN | s3_environment
+    environment |= {
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -127,10 +138,17 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
+def scenes(s3_environment, tmp_path_factory):
+    """The address of a dataset."""
     folder = tmp_path_factory.mktemp("scenes") / "train"
     assert run_command(["data", "synth", "--out", str(folder), "--num", "40"]) == 0
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_environment.items():
+            patch.setenv(name, value)
+        store = Store.at("s3://bucket/submitted/train")
+        for path in folder.iterdir():
+            store.put(path, path.name)
+    return "s3://bucket/submitted/train"
 
 
 def test_without_the_token_nothing_is_submitted(cluster, tmp_path):
@@ -173,39 +191,42 @@ def test_a_submitted_run_is_stopped_with_a_checkpoint_and_the_next_submission_fi
         "grpo.max_new_tokens=24",
         "eval.every_steps=0",
         "checkpoint.every_steps=1000",
+        "checkpoint.mirror=s3://bucket/submitted/mirror",
     ]
 
     def status():
         path = folder / "status.json"
         return json.loads(path.read_text()) if path.is_file() else {"status": "none", "step": 0}
 
-    def log_of(submission_id):
-        return cluster.job("logs", submission_id)[1]
-
     code, output = cluster.submit("first", *overrides, "grpo.steps=500", stop_wait_s=120, wait=False)
     assert code == 0, output
-    wait_for(lambda: status()["status"] != "none", 120, lambda: log_of("first"))
+    wait_for(lambda: status()["status"] != "none", 120, lambda: cluster.log("first"))
 
     code, output = cluster.submit("second", *overrides, "grpo.steps=500", "--resume")
     assert code == 1 and "another process is writing this run" in output, output
 
-    wait_for(lambda: status()["step"] >= 2 or status()["status"] == "failed", 300, lambda: log_of("first"))
+    wait_for(
+        lambda: status()["step"] >= 2 or status()["status"] == "failed", 300, lambda: cluster.log("first")
+    )
     workers = cluster.workers()
-    assert len(workers) >= 4, log_of("first")
+    assert len(workers) >= 4, cluster.log("first")
     code, output = cluster.job("stop", "first")
     assert code == 0 and "was stopped" in output, output
     wait_for(lambda: not any(map(is_alive, workers)), 10, lambda: str(workers))
-    stopped, log = status(), log_of("first")
+    stopped, log = status(), cluster.log("first")
     assert stopped["status"] == "interrupted" and stopped["reason"] == "stopped by SIGTERM", log
     assert CheckpointStore(folder / "checkpoints").latest().step == stopped["step"] >= 2
     assert "grpo 2/500" in log and "--resume" in log and "to end, then kills it" not in log
     assert list(Path("/dev/shm").glob(f"*{weights_prefix(SimpleNamespace(path=folder))}*")) == []
     assert cluster.head.is_running()
 
+    # As on a disk that is new: what the next submission goes on from is in the bucket.
+    shutil.rmtree(folder / "checkpoints")
     last = stopped["step"] + 1
     code, output = cluster.submit("third", *overrides, f"grpo.steps={last}", "--resume")
     assert code == 0 and f"grpo {last}/{last}" in output, output
+    assert f"checkpoint of step {last - 1} fetched from s3://bucket/submitted/mirror/r" in output
     assert "gives this job 3 s to end" in output
-    assert "SUCCEEDED" in cluster.job("status", "third")[1] or "succeeded" in output
+    assert "succeeded" in cluster.job("status", "third")[1]
     assert (status()["status"], status()["attempt"], status()["step"]) == ("finished", 1, last)
     wait_for(lambda: cluster.workers() == [], 10, lambda: str(cluster.workers()))
