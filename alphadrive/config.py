@@ -50,7 +50,8 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """Folders of Parquet shards, as `alphadrive data` writes them."""
+    """Folders of Parquet shards, as `alphadrive data` writes them, or `s3://`, `gs://` and `file://`
+    addresses of such."""
 
     train: str = "data/train"
     eval: str | None = None
@@ -268,6 +269,9 @@ class CheckpointConfig:
     were evaluated at their step."""
     stop_grace_s: float = 60.0
     """Time after Ctrl-C or SIGTERM for the step under way and a checkpoint."""
+    mirror: str | None = None
+    """Copy each checkpoint to `ADDRESS/run.name` too (`s3://`, `gs://`, `file://`), and have `--resume` fetch
+    the newest from there where the run's folder has none: for disks that go with their machine."""
 
 
 @dataclass

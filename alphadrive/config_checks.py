@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from alphadrive.errors import ConfigError
 from alphadrive.loss_checks import loss_problems
+from alphadrive.object_store import address_problem, is_address
 from alphadrive.pools import POOL_KEYS, parse_pool
 from alphadrive.reward_names import VARIANTS, weight_problems
 from alphadrive.secrets import url_problem, variable_problem
@@ -245,6 +246,17 @@ def _place_problems(config: "Config") -> list[str]:
             f"learner.gpus_per_rank={config.learner.gpus_per_rank} with learner.num_ranks="
             f"{config.learner.num_ranks}: two ranks would share a GPU, which NCCL refuses; use more than 0.5"
         )
+    for key in ("run.root", "model.path"):
+        if is_address(get_key(config, key)):
+            problems.append(
+                f"{key}: expected a folder, got an address; data.train, data.eval and checkpoint.mirror may "
+                "be one"
+            )
+    for key in ("data.train", "data.eval", "checkpoint.mirror"):
+        place = get_key(config, key)
+        is_to_be_address = place is not None and (is_address(place) or key == "checkpoint.mirror")
+        if is_to_be_address and (problem := address_problem(place)):
+            problems.append(f"{key}: {problem}")
     return problems
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import ray
 
 from alphadrive.config import Config, RewardConfig
+from alphadrive.data.fetching import local_folder
 from alphadrive.errors import AlphaDriveError, RewardError
 from alphadrive.resources import put_our_packages_first
 from alphadrive.secrets import redact
@@ -240,9 +241,11 @@ class LearnerActor:
         """Load the model and join the other ranks.
 
         `stage` is `grpo` or `sft`, `placing` the keyword arguments of the rank besides the
-        configuration, `environment` what must be set before torch is imported.
+        configuration (its `dataset_folder` may be an address), `environment` what must be set before torch
+        is imported.
         """
         os.environ.update(environment)
+        placing = placing | {"dataset_folder": local_folder(str(placing["dataset_folder"]))}
         if stage == "grpo":
             from learner.rank import LearnerRank
 

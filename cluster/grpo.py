@@ -16,6 +16,7 @@ import ray
 from ray.util.placement_group import remove_placement_group
 
 from alphadrive.config import Config
+from alphadrive.data.fetching import local_folder, place_for_others
 from alphadrive.data.parquet import DrivingDataset
 from alphadrive.pools import parse_pool
 from alphadrive.types import DrivingQuery
@@ -253,18 +254,20 @@ async def _to_the_end(attempt: Attempt, parts: Parts, recorder: GrpoRecorder) ->
         await recorder.evaluate(step)
     if step != recorder.last_checkpoint_step:
         await recorder.checkpoint(step, is_last=True)
+    await recorder.end_checkpoints()
     attempt.summary |= recorder.summary(step)
 
 
 def _make_ledger(attempt: Attempt) -> QueryLedger:
     config = attempt.config
-    dataset = DrivingDataset(config.data.train, config.data.num_rows)
+    folder = local_folder(config.data.train)
+    dataset = DrivingDataset(folder, config.data.num_rows)
     num_groups = config.grpo.steps * config.grpo.groups_per_step
     return QueryLedger(
         dataset.query,
         len(dataset),
         seed=config.seed,
-        order=row_order(config.data.sampling, Path(config.data.train), len(dataset), config.seed),
+        order=row_order(config.data.sampling, folder, len(dataset), config.seed),
         max_dead_letters=int(config.rewards.max_dead_letter_share * num_groups),
         state=attempt.saved.get("queries"),
     )
@@ -301,7 +304,7 @@ def settings_of_engine(attempt: Attempt, index: int) -> EngineSettings:
 
 def canary_limit_and_queries(attempt: Attempt) -> tuple[CanaryLimit, list[DrivingQuery]]:
     """What the canary of this run compares on."""
-    dataset = DrivingDataset(attempt.config.data.train, attempt.config.data.num_rows)
+    dataset = DrivingDataset(local_folder(attempt.config.data.train), attempt.config.data.num_rows)
     queries = canary_queries(dataset.query, len(dataset), attempt.config.rollout.canary_rows)
     return CanaryLimit(attempt.config.model.dtype), queries
 
@@ -328,7 +331,7 @@ async def _start_learner(attempt: Attempt, placement: Placement, place: Any) -> 
         config,
         placement,
         model_folder=attempt.model_folder,
-        dataset_folder=Path(config.data.train).resolve(),
+        dataset_folder=place_for_others(config.data.train),
         version=attempt.version,
         checkpoint=attempt.checkpoint.path if attempt.checkpoint else None,
         place=place,

@@ -42,7 +42,7 @@ class LearnerGroup:
     """All ranks of the learner of `stage` (`grpo` or `sft`). Make one with `start`."""
 
     def __init__(
-        self, stage: str, config: Config, placement: Placement, model_folder: Path, dataset_folder: Path
+        self, stage: str, config: Config, placement: Placement, model_folder: Path, dataset_folder: str
     ) -> None:
         self.version = WeightVersion(0, 0)
         self.lock = asyncio.Lock()
@@ -70,12 +70,13 @@ class LearnerGroup:
         placement: Placement,
         *,
         model_folder: Path,
-        dataset_folder: Path,
+        dataset_folder: str,
         version: WeightVersion,
         checkpoint: Path | None = None,
         place: Any = None,
     ) -> Self:
         """Place and start all ranks, in `place` if `reserve` gave it; they go on from `checkpoint` if given.
+        Each finds `dataset_folder` for itself: it may be an address.
 
         Raises ResourceError when the gang cannot be placed, LearnerError or what a rank raised.
         """

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import Config
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from alphadrive.errors import ClusterError, RunFolderError, RunNotLiveError
+from cluster.authentication import choose_authentication
 from cluster.cluster_file import ClusterFile, has_driver_died
 from cluster.control import is_actor_of
 from cluster.private_cluster import reaching
@@ -187,7 +187,7 @@ def _probe(place: RunPlace, address: str) -> None:
 @contextmanager
 def _joined(address: str, auth_mode: str | None) -> Iterator[None]:
     """Be a driver of the cluster at `address`. Raises ClusterError."""
-    _choose_authentication(auth_mode)
+    choose_authentication(auth_mode)
     try:
         with reaching(address):
             ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
@@ -198,22 +198,6 @@ def _joined(address: str, auth_mode: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _choose_authentication(auth_mode: str | None) -> None:
-    """Use a token as the run does; Ray by itself never does so for an address that is given. Without a
-    run's file to know it from: if this user has a token."""
-    if "RAY_AUTH_MODE" in os.environ:
-        return
-    has_token = (
-        "RAY_AUTH_TOKEN" in os.environ
-        or "RAY_AUTH_TOKEN_PATH" in os.environ
-        or (Path.home() / ".ray" / "auth_token").is_file()
-    )
-    mode = auth_mode if auth_mode is not None else ("token" if has_token else "")
-    if mode:
-        os.environ["RAY_AUTH_MODE"] = mode
-        Config.initialize("")
 
 
 def _control_of(place: RunPlace, file: ClusterFile | None, address: str) -> Any:
