@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alphadrive import secrets
 from alphadrive.data.cli import add_data_parser
 from alphadrive.errors import AlphaDriveError
 from alphadrive.eval_command import add_eval_parser
@@ -26,7 +27,6 @@ from alphadrive.predict_command import add_predict_parser
 from alphadrive.resources import put_our_packages_first
 from alphadrive.run_commands import add_run_parsers
 from alphadrive.score_command import add_score_parser
-from alphadrive.secrets import redact, redact_logging
 from alphadrive.teacher.command import add_distill_parser
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
-    redact_logging(logging.getLogger().handlers)
+    secrets.redact_logging(logging.getLogger().handlers)
     for name in ("absl", "filelock", "httpx", "httpx2", "urllib3", "vllm"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)
@@ -89,7 +89,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         return command(args)
     except AlphaDriveError as error:
-        print(f"alphadrive: {redact(str(error))}", file=sys.stderr)
+        print(f"alphadrive: {secrets.redact(str(error))}", file=sys.stderr)
         if args.verbose:
             logging.getLogger(__name__).debug("where it was raised", exc_info=True)
         return error.exit_code

@@ -3,10 +3,8 @@
 Pure; called by `alphadrive.config.load_config`. Every problem is found before anything is raised.
 """
 
-import dataclasses
 import math
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from alphadrive.errors import ConfigError
@@ -14,7 +12,7 @@ from alphadrive.loss_checks import loss_problems
 from alphadrive.object_store import address_problem, is_address
 from alphadrive.pools import POOL_KEYS, parse_pool
 from alphadrive.reward_names import VARIANTS, weight_problems
-from alphadrive.secrets import url_problem, variable_problem
+from alphadrive.secrets import secret_problems
 
 if TYPE_CHECKING:
     from alphadrive.config import Config
@@ -23,11 +21,11 @@ if TYPE_CHECKING:
 def check_config(config: "Config") -> None:
     """Check values and combinations. Raises ConfigError with every problem found, one a line."""
     problems = [
+        *secret_problems(config),
         *_range_problems(config),
         *_arithmetic_problems(config),
         *loss_problems(config.grpo),
         *_reward_problems(config),
-        *_secret_problems(config),
         *_place_problems(config),
     ]
     if problems:
@@ -146,29 +144,6 @@ def _range_problems(config: "Config") -> list[str]:
     if not config.run.name or "/" in config.run.name or config.run.name in (".", ".."):
         problems.append(f"run.name={config.run.name!r}: expected a plain folder name")
     return problems
-
-
-def _secret_problems(config: "Config") -> list[str]:
-    """A configuration is written down and shown: it may name secrets, not hold them."""
-    problems = []
-    for key, value in _texts(config):
-        problem = variable_problem(value) if key.endswith("_env") else url_problem(value)
-        if problem:
-            problems.append(f"{key}: {problem}")
-    url = config.rewards.judge_url or ""
-    if not url_problem(url) and ("?" in url or "#" in url):
-        problems.append("rewards.judge_url: has a query or a fragment in it; expected the bare address")
-    return problems
-
-
-def _texts(section: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in the configuration, with its dotted key."""
-    for leaf in dataclasses.fields(section):
-        value = getattr(section, leaf.name)
-        if dataclasses.is_dataclass(value):
-            yield from _texts(value, f"{prefix}{leaf.name}.")
-        elif isinstance(value, str):
-            yield f"{prefix}{leaf.name}", value
 
 
 def divisors_near(total: int, ranks: int) -> str:

@@ -5,12 +5,13 @@ configuration or an option named it for a key. `redact` takes the values of all 
 lines, tracebacks, errors shown, `status.json`, `summary.json` and what a reward function raises pass through.
 """
 
+import dataclasses
 import logging
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -49,6 +50,27 @@ def url_problem(url: str) -> str | None:
     if not has_user:
         return None
     return "has a user or password in it, which would end up in files and logs; put it into the environment"
+
+
+def secret_problems(config: Any) -> list[str]:
+    """Where a configuration (nested dataclasses) holds a secret instead of naming one, by dotted key."""
+    problems = []
+    for key, value in _texts(config):
+        problem = variable_problem(value) if key.endswith("_env") else url_problem(value)
+        if problem is None and key.endswith("_url") and ("?" in value or "#" in value):
+            problem = "has a query or a fragment in it; expected the bare address"
+        if problem:
+            problems.append(f"{key}: {problem}")
+    return problems
+
+
+def _texts(section: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for leaf in dataclasses.fields(section):
+        value = getattr(section, leaf.name)
+        if dataclasses.is_dataclass(value):
+            yield from _texts(value, f"{prefix}{leaf.name}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{leaf.name}", value
 
 
 def redact(text: str) -> str:

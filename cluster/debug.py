@@ -60,12 +60,13 @@ def run_debug(config: Config, resume: bool = False, overwrite: bool = False) -> 
 async def train_in_process(attempt: Attempt) -> None:
     """Make one engine and one learner here, then drive the loop with them."""
     from learner.rank import LearnerRank
-    from rollout.environment import use_threads
+    from rollout.environment import stay_on_loopback, use_threads
     from rollout.in_process import InProcessEngine
 
     config = attempt.config
     attempt.progress.say(STAND_INS)
     use_threads(max(1, int(config.learner.cpus_per_rank)))
+    stay_on_loopback()
     remove_leftover_weights(attempt.run)
     rank = LearnerRank(
         _without_kept_features(config),

@@ -2,7 +2,7 @@
 
     token      RAY_AUTH_MODE=token whatever the environment says; a token is made where the user has none,
                in a file that only the user can read
-    loopback   every process of it listens on 127.0.0.1 only, so that nothing else in the network reaches it
+    loopback   Ray, engines and ranks listen on 127.0.0.1 only, so that nothing in the network reaches them
 
 Whoever reaches a port of Ray runs code as its user; a token alone does not hide what is sent. Ray has no
 setting for loopback on Linux: it takes 127.0.0.1 for "the address that others reach", unless clusters of
@@ -23,6 +23,7 @@ from ray._private import ray_constants, services
 from ray._raylet import AuthenticationTokenLoader, Config
 
 from alphadrive.errors import ClusterError
+from rollout.environment import ON_LOOPBACK, stay_on_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +54,11 @@ def closed_to_others() -> Iterator[None]:
 
     Raises ClusterError when the token's file is another user's, or cannot be written.
     """
-    before = {name: os.environ.get(name) for name in (_AUTH_MODE, _SEVERAL_MACHINES)}
+    before = {name: os.environ.get(name) for name in (_AUTH_MODE, _SEVERAL_MACHINES, *ON_LOOPBACK)}
     try:
         ask_for_token()
         os.environ[_SEVERAL_MACHINES] = "0"
+        stay_on_loopback()
         with on_loopback():
             yield
     finally:
