@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alphadrive.data.cli import add_data_parser
+from alphadrive.doctor.command import add_doctor_parser
 from alphadrive.errors import AlphaDriveError
 from alphadrive.eval_command import add_eval_parser
 from alphadrive.export_command import add_export_parser
@@ -48,6 +49,7 @@ In the order one uses them:
   alphadrive export RUN --out DIR                     its policy, as a model folder for use elsewhere
   alphadrive debug CONFIG                             stage 2 in one process, for breakpoints
   alphadrive status|scale|stop RUN                    look at a live run, change its workers, end it
+  alphadrive doctor                                   is this machine ready? with a remedy for each no
 """
 
 _INTERRUPTED = 130
@@ -152,6 +154,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_score_parser(commands)
     add_export_parser(commands)
     add_run_parsers(commands)
+    add_doctor_parser(commands)
     return parser
 
 

@@ -186,7 +186,7 @@ def _probe(place: RunPlace, address: str) -> None:
 @contextmanager
 def _joined(address: str, auth_mode: str | None) -> Iterator[None]:
     """Be a driver of the cluster at `address`. Raises ClusterError."""
-    _choose_authentication(auth_mode)
+    choose_authentication(auth_mode)
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises bare Exceptions here
@@ -198,7 +198,7 @@ def _joined(address: str, auth_mode: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _choose_authentication(auth_mode: str | None) -> None:
+def choose_authentication(auth_mode: str | None) -> None:
     """Use a token as the run does; Ray by itself never does so for an address that is given. Without a
     run's file to know it from: if this user has a token."""
     if "RAY_AUTH_MODE" in os.environ:
