@@ -15,7 +15,7 @@ import ray
 from ray._common.usage.usage_lib import get_cluster_metadata
 from ray._raylet import GcsClient
 
-from cluster.run_client import choose_authentication
+from cluster.authentication import choose_authentication
 
 
 def main() -> None:
