@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from alphadrive import secrets
 from alphadrive.data.cli import add_data_parser
+from alphadrive.doctor.command import add_doctor_parser
 from alphadrive.errors import AlphaDriveError
 from alphadrive.eval_command import add_eval_parser
 from alphadrive.export_command import add_export_parser
@@ -27,6 +28,7 @@ from alphadrive.predict_command import add_predict_parser
 from alphadrive.resources import put_our_packages_first
 from alphadrive.run_commands import add_run_parsers
 from alphadrive.score_command import add_score_parser
+from alphadrive.stack_command import add_stack_parser
 from alphadrive.teacher.command import add_distill_parser
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ In the order one uses them:
   alphadrive export RUN --out DIR                     its policy, as a model folder for use elsewhere
   alphadrive debug CONFIG                             stage 2 in one process, for breakpoints
   alphadrive status|scale|stop RUN                    look at a live run, change its workers, end it
+  alphadrive stack RUN                                where every process of it stands, when it hangs
+  alphadrive doctor                                   is this machine ready? with a remedy for each no
 """
 
 _INTERRUPTED = 130
@@ -154,6 +158,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_score_parser(commands)
     add_export_parser(commands)
     add_run_parsers(commands)
+    add_stack_parser(commands)
+    add_doctor_parser(commands)
     return parser
 
 

@@ -127,11 +127,19 @@ def live_run(place: RunPlace) -> Iterator[LiveRun]:
         file = ClusterFile.read(place.folder)
         if place.address is None:
             _raise_if_over(place, file)
+    with joined_cluster(place, file) as address:
+        yield LiveRun(place, _control_of(place, file, address))
+
+
+@contextmanager
+def joined_cluster(place: RunPlace, file: ClusterFile | None) -> Iterator[str]:
+    """Be a driver of the cluster of a run for the length of the block, which gets its address; `file` is the
+    run's, where it has a folder. Raises RunNotLiveError when nothing answers there, ClusterError."""
     address = place.address or (file.address if file is not None else None)
     assert address is not None
     _probe(place, address)
     with _joined(address, file.auth_mode if file is not None else None):
-        yield LiveRun(place, _control_of(place, file, address))
+        yield address
 
 
 def driver_has_died(place: RunPlace) -> bool:
@@ -146,14 +154,8 @@ def _raise_if_over(place: RunPlace, file: ClusterFile | None) -> None:
     """What the folder alone tells, without a wait for a cluster that is gone."""
     assert place.folder is not None
     status = read_status(place.folder)
+    raise_if_ended(place, status)
     state, pid = status["status"], status["pid"]
-    if state in ENDED:
-        raise RunNotLiveError(f"{place}: it has ended: {state}{_reason(status)}")
-    if driver_has_died(place):
-        raise RunNotLiveError(
-            f"{place}: it crashed or was killed (its process {pid} is gone); the same command with --resume "
-            "goes on from its newest checkpoint"
-        )
     if file is None or file.pid != pid:
         process = f"process {pid} on {status.get('host')}"
         raise RunNotLiveError(
@@ -164,6 +166,17 @@ def _raise_if_over(place: RunPlace, file: ClusterFile | None) -> None:
         )
     if file.ended_s is not None:
         raise RunNotLiveError(f"{place}: it is ending")
+
+
+def raise_if_ended(place: RunPlace, status: dict[str, Any]) -> None:
+    """Raises RunNotLiveError when a run's status tells that nothing of it is left, or its process is gone."""
+    if status["status"] in ENDED:
+        raise RunNotLiveError(f"{place}: it has ended: {status['status']}{_reason(status)}")
+    if driver_has_died(place):
+        raise RunNotLiveError(
+            f"{place}: it crashed or was killed (its process {status['pid']} is gone); the same command with "
+            "--resume goes on from its newest checkpoint"
+        )
 
 
 def _reason(status: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ COMMANDS = {
     "alphadrive.export_command",
     "alphadrive.run_commands",
     "alphadrive.score_command",
+    "alphadrive.stack_command",
 }
 """The bodies of commands: they may import every package, but only when they run: `--help` loads nothing
 heavy."""
