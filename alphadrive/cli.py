@@ -22,6 +22,7 @@ from alphadrive.data.cli import add_data_parser
 from alphadrive.errors import AlphaDriveError
 from alphadrive.eval_command import add_eval_parser
 from alphadrive.export_command import add_export_parser
+from alphadrive.plan_command import add_plan_parser
 from alphadrive.predict_command import add_predict_parser
 from alphadrive.resources import put_our_packages_first
 from alphadrive.run_commands import add_run_parsers
@@ -40,6 +41,7 @@ In the order one uses them:
   alphadrive demo                                     the whole thing, on two CPU cores
   alphadrive data synth --out data/train --num 4000   make (or import) a dataset
   alphadrive distill DATA --out DIR ...               a teacher's reasoning, where the data has none
+  alphadrive plan CONFIG                              what a run needs: memory, batches, time
   alphadrive sft CONFIG                               stage 1: imitate a teacher
   alphadrive grpo CONFIG model.path=RUN_OR_FOLDER     stage 2: reinforcement learning
   alphadrive eval MODEL DATA                          stage 3: what its answers are worth
@@ -147,6 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
         "example: alphadrive grpo debug model.path=runs/warm-up grpo.steps=20 rollout.num_workers=2",
     )
     _add_debug(commands)
+    add_plan_parser(commands)
     add_eval_parser(commands)
     add_predict_parser(commands)
     add_score_parser(commands)
