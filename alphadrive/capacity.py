@@ -154,14 +154,15 @@ def check_memory(
     num_parameters: int,
     limit_bytes: int | None = None,
     num_adapter: int = 0,
+    num_frozen: int = 0,
 ) -> int:
-    """The memory a stage needs at least, in bytes; `num_adapter` as in `memory_parts`.
+    """The memory a stage needs at least, in bytes; `num_adapter` and `num_frozen` as in `memory_parts`.
 
     Raises ResourceError with the whole sum, and how many rollout workers would fit, when that is more
     than `limit_bytes` (this machine's, when not given). A cluster named by RAY_ADDRESS is not this
     machine: there only the sum is returned.
     """
-    parts = memory_parts(config, stage, num_parameters, num_adapter)
+    parts = memory_parts(config, stage, num_parameters, num_adapter, num_frozen)
     needed = sum(part.total_bytes for part in parts)
     limit = memory_limit_bytes() if limit_bytes is None else limit_bytes
     if needed <= limit or (limit_bytes is None and os.environ.get("RAY_ADDRESS")):

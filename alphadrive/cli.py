@@ -22,7 +22,7 @@ from alphadrive.data.cli import add_data_parser
 from alphadrive.errors import AlphaDriveError
 from alphadrive.eval_command import add_eval_parser
 from alphadrive.export_command import add_export_parser
-from alphadrive.plan_command import add_plan_parser
+from alphadrive.plan_command import add_plan_parser, dry_demo, dry_run
 from alphadrive.predict_command import add_predict_parser
 from alphadrive.resources import put_our_packages_first
 from alphadrive.run_commands import add_run_parsers
@@ -173,6 +173,7 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="of data, training and sampling (default: 0)"
     )
+    _add_dry_run(parser)
     parser.set_defaults(run=_demo)
 
 
@@ -202,6 +203,7 @@ def _add_training(
     )
     _add_config(parser)
     _add_existing(parser)
+    _add_dry_run(parser)
     parser.set_defaults(run=command)
 
 
@@ -214,6 +216,7 @@ def _add_debug(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     _add_config(parser)
     _add_existing(parser)
+    _add_dry_run(parser)
     parser.set_defaults(run=_debug)
 
 
@@ -230,7 +233,15 @@ def _add_existing(parser: argparse.ArgumentParser) -> None:
     existing.add_argument("--overwrite", action="store_true", help="remove the existing run first")
 
 
+def _add_dry_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, show the plan, start nothing"
+    )
+
+
 def _demo(args: argparse.Namespace) -> int:
+    if args.dry_run:
+        return dry_demo()
     from alphadrive.demo import run_demo
 
     run_demo(args)
@@ -246,25 +257,34 @@ def _model_tiny(args: argparse.Namespace) -> int:
 
 def _sft(args: argparse.Namespace) -> int:
     from alphadrive.config import load_config
-    from cluster.launch import run_sft
 
     config = load_config(args.config, args.overrides)
+    if args.dry_run:
+        return dry_run(config, "sft")
+    from cluster.launch import run_sft
+
     return _ended(run_sft(config, resume=args.resume, overwrite=args.overwrite))
 
 
 def _grpo(args: argparse.Namespace) -> int:
     from alphadrive.config import load_config
-    from cluster.launch import run_grpo
 
     config = load_config(args.config, args.overrides)
+    if args.dry_run:
+        return dry_run(config, "grpo")
+    from cluster.launch import run_grpo
+
     return _ended(run_grpo(config, resume=args.resume, overwrite=args.overwrite))
 
 
 def _debug(args: argparse.Namespace) -> int:
     from alphadrive.config import load_config
-    from cluster.debug import run_debug
 
     config = load_config(args.config, args.overrides)
+    if args.dry_run:
+        return dry_run(config, "debug")
+    from cluster.debug import run_debug
+
     return _ended(run_debug(config, resume=args.resume, overwrite=args.overwrite))
 
 

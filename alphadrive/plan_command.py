@@ -3,11 +3,17 @@
     0   it fits
     1   it does not; the nearest settings that would are shown
 
-`--dry-run` of the commands that start a run comes here too, after the checks of a start.
+`--dry-run` of the commands that start a run comes here, too: the checks of a start, then the plan.
 """
 
 import argparse
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from alphadrive.config import Config
+    from alphadrive.sizing.plan import Plan
 
 _EPILOG = "example: alphadrive plan qwen2vl_2b_8gpu learner.zero_stage=1 --gpu H200 --rows 110000"
 
@@ -42,18 +48,57 @@ def add_plan_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
 def run_plan(args: argparse.Namespace) -> int:
     """Print the plan; returns 1 when the run would not fit. Raises ConfigError, ModelError, DataError."""
     from alphadrive.config import load_config
-    from alphadrive.sizing.advice import advise
     from alphadrive.sizing.gpus import GPUS
     from alphadrive.sizing.plan import make_plan, rows_of
-    from alphadrive.sizing.text import plan_text
 
     config = load_config(args.config, args.overrides)
     rows = args.rows if args.rows is not None else rows_of(config)
     plan = make_plan(config, args.stage, GPUS[args.gpu], rows=rows, answer_tokens=args.answer_tokens)
+    return _shown(plan, as_json=args.json)
+
+
+def dry_run(config: "Config", stage: Literal["grpo", "sft", "debug"]) -> int:
+    """Check everything that a start checks, then show the plan; nothing is started, no run folder made.
+
+    Returns 1 when the run would not fit. Raises InputError.
+    """
+    from alphadrive.preflight import check_run
+    from alphadrive.sizing.gpus import DEFAULT_GPU, GPUS
+    from alphadrive.sizing.plan import make_plan
+
+    if stage != "sft":
+        from rewards.further import load_terms
+
+        load_terms(config.rewards, Path.cwd())
+    train = check_run(config, stage).train
+    assert train is not None
+    text_tokens = train.longest_prompt - train.longest_prompt_image
+    plan = make_plan(config, stage, GPUS[DEFAULT_GPU], rows=train.num_rows, text_tokens=text_tokens)
+    return _shown(plan)
+
+
+def dry_demo() -> int:
+    """Show the plans of the demo's two stages, whose data it would make itself."""
+    from alphadrive.config import load_config
+    from alphadrive.demo import CONFIG, NUM_TRAIN, SFT_RANKS, SFT_SHARE
+    from alphadrive.sizing.gpus import DEFAULT_GPU, GPUS
+    from alphadrive.sizing.plan import make_plan
+
+    sft = make_plan(
+        load_config(CONFIG, [SFT_RANKS]), "sft", GPUS[DEFAULT_GPU], rows=int(NUM_TRAIN * SFT_SHARE)
+    )
+    grpo = make_plan(load_config(CONFIG), "grpo", GPUS[DEFAULT_GPU], rows=NUM_TRAIN)
+    return max(_shown(sft), _shown(grpo))
+
+
+def _shown(plan: "Plan", *, as_json: bool = False) -> int:
+    from alphadrive.sizing.advice import advise
+    from alphadrive.sizing.text import plan_text
+
     advice = [] if plan.fits else advise(plan)
-    if args.json:
+    if as_json:
         found = plan.as_json() | {"advice": [list(each.overrides) for each in advice]}
         print(json.dumps(found, indent=2))
     else:
-        print(plan_text(plan, advice))
+        print(plan_text(plan, advice) + "\n")
     return 0 if plan.fits else 1

@@ -107,6 +107,8 @@ def fullest_pack(config: Config, stage: str, workload: Workload) -> Pack:
     batch = batch_of(config, stage, workload)
     groups = -(-batch.groups_per_rank // (1 if stage == "sft" else config.grpo.minibatches))
     longest = workload.prompt_tokens + batch.group_size * config.grpo.max_new_tokens
+    if stage == "sft":
+        longest = config.rollout.max_model_len  # the bound of what a sample may have
     budget = config.learner.max_tokens_per_microbatch
     images = max(1, min(groups, budget // (workload.prompt_tokens + batch.group_size)))
     return Pack(tokens=min(budget, groups * longest), patches=images * workload.patches)

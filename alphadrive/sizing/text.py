@@ -55,12 +55,16 @@ def _batch(plan: Plan) -> list[str]:
         "Batch",
         f"  a step     {batch.groups} prompts x G={batch.group_size} = {batch.samples} samples; "
         f"{batch.groups_per_rank} prompts a rank",
-        f"  optimizer  {batch.optimizer_steps} steps of {batch.groups_per_optimizer_step} prompts "
+        f"  optimizer  {_steps(batch.optimizer_steps)} of {batch.groups_per_optimizer_step} prompts "
         f"({batch.groups_per_optimizer_step * batch.group_size} samples), a rank's in {packs} microbatches",
         f"  in flight  {batch.groups_in_flight} prompts (lag {grpo.max_policy_lag}), "
-        f"{batch.sequences_per_engine} sequences an engine; weights sent every {grpo.sync_every} steps",
+        f"{batch.sequences_per_engine} sequences an engine; weights sent every {_steps(grpo.sync_every)}",
         f"  steps      {batch.steps:,}{epoch}",
     ]
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
 
 
 def _device(device: Device) -> list[str]:

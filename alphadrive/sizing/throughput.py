@@ -59,9 +59,8 @@ def throughput_of(
     if needs_engines:
         each_s = rollout_query_s(config, architecture, workload, gpu, batch.sequences_per_engine)
         rollout_s = batch.groups * each_s / config.rollout.num_workers
-    forwards = training_forwards(config, stage)
-    pack = _forward(config, stage, architecture, workload)
-    train_s = batch.groups * pack * forwards / ranks / (gpu.flops * TRAIN_UTILISATION)
+    each_flops = training_flops(config, stage, architecture, workload)
+    train_s = batch.groups * each_flops / ranks / (gpu.flops * TRAIN_UTILISATION)
     optimizer_s = batch.optimizer_steps * _optimizer_s(config, architecture, gpu, ranks)
     weights = architecture.parameters * value_bytes_of(config)
     sync_s = weights / SYNC_BYTES_PER_S / config.grpo.sync_every if needs_engines else 0.0
@@ -85,16 +84,29 @@ def throughput_of(
     )
 
 
-def training_forwards(config: Config, stage: str) -> float:
-    """How many forward passes a step's arithmetic is worth: backward counts two; recomputation, reference and
-    a pass for the old policy one each."""
-    passes = 3.0 + config.learner.activation_checkpointing
-    if stage == "sft":
-        return passes
-    grpo = config.grpo
-    passes += grpo.kl_coef > 0
-    needs_start = grpo.old_policy == "learner" and grpo.epochs * grpo.minibatches > 1
-    return grpo.epochs * passes + needs_start
+def training_flops(config: Config, stage: str, architecture: Architecture, workload: Workload) -> float:
+    """Operations of a step for one group: forward, backward, recomputation, reference, old policy.
+
+    A backward pass is worth two forwards, or one with LoRA, where weights have no gradient. A frozen vision
+    tower has none, and its features serve every pass.
+    """
+    grpo, learner = config.grpo, config.learner
+    is_sft = stage == "sft"
+    vision = vision_flops(architecture, workload.patches)
+    text = -vision + forward_flops(
+        architecture,
+        num_text=workload.text_tokens,
+        num_patches=workload.patches,
+        num_completion=workload.answer_tokens,
+        group_size=1 if is_sft else grpo.group_size,
+    )
+    passes = (2.0 if learner.lora_rank else 3.0) + learner.activation_checkpointing
+    epochs, without_gradient = 1, 0
+    if not is_sft:
+        epochs, without_gradient = grpo.epochs, grpo.epochs * (grpo.kl_coef > 0)
+        without_gradient += grpo.old_policy == "learner" and grpo.epochs * grpo.minibatches > 1
+    total = epochs * passes + without_gradient
+    return text * total + vision * (total if architecture.trains_vision(learner) else epochs)
 
 
 def rollout_query_s(
@@ -116,20 +128,6 @@ def rollout_query_s(
         arithmetic / (gpu.flops * PREFILL_UTILISATION),
     )
     return prefill / (gpu.flops * PREFILL_UTILISATION) + decode_s
-
-
-def _forward(config: Config, stage: str, architecture: Architecture, workload: Workload) -> float:
-    """Operations of one forward of a group; of a frozen vision tower a third of one: it has no backward."""
-    whole = forward_flops(
-        architecture,
-        num_text=workload.text_tokens,
-        num_patches=workload.patches,
-        num_completion=workload.answer_tokens,
-        group_size=1 if stage == "sft" else config.grpo.group_size,
-    )
-    if architecture.trains_vision(config.learner):
-        return whole
-    return whole - vision_flops(architecture, workload.patches) * 2 / 3
 
 
 def _optimizer_s(config: Config, architecture: Architecture, gpu: Gpu, ranks: int) -> float:
