@@ -72,6 +72,7 @@ class Meter:
 
     def __init__(self, stop: Any, seconds: float) -> None:
         self.seconds, self.canary_differences, self.paused_seconds = [0.0], [0.0], [0.0]
+        self.latest: dict[str, float] = {}
         self.version = WeightVersion(0, 0)
         self.readings: list[Reading] = []
         self._stop, self._limit_s = stop, seconds

@@ -52,6 +52,9 @@ class RolloutPool:
     ) -> None:
         self.catch_up: Callable[[Engine], Awaitable[None]] | None = None
         """Brings a new engine the current weights and their proof; without it a new one serves at once."""
+        self.start_seconds: list[float] = []
+        """Of every engine that came up: loading, and, where there were any, the current weights and their
+        proof."""
         self._config = config
         self._spawn = spawn
         self._settings_of = settings_of
@@ -222,6 +225,7 @@ class RolloutPool:
 
     async def _start_engine(self, engine: Engine) -> None:
         settings = self._settings_of(engine.index)
+        started_s = asyncio.get_running_loop().time()
         try:
             await remote.fetch(engine.actor.start.remote(settings, engine.id), START_TIMEOUT_S)
         except (AlphaDriveError, TimeoutError):
@@ -232,6 +236,8 @@ class RolloutPool:
             engine.version = settings.initial_version
             engine.enter(WorkerState.STALE)
             await self._bring_weights(engine)
+            if engine.state is WorkerState.SERVING:
+                self.start_seconds.append(asyncio.get_running_loop().time() - started_s)
 
     async def _bring_weights(self, engine: Engine) -> None:
         """Bring an engine the current weights, and open it when it has proved them."""
