@@ -9,6 +9,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+ROUNDING = 1e-6
+"""Of a step: what adding up seconds may leave."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpeed:
@@ -66,7 +69,7 @@ class SimulatedEngine:
         self.advance(now_s)
         numbers = []
         running, left = self._running, self._left
-        while running and running[0][0] <= self._done * (1 + 1e-12) + 1e-9:
+        while running and running[0][0] <= self._done + ROUNDING:
             number = heapq.heappop(running)[1]
             left[number] -= 1
             if not left[number]:
