@@ -22,6 +22,7 @@ from alphadrive.data.cli import add_data_parser
 from alphadrive.errors import AlphaDriveError
 from alphadrive.eval_command import add_eval_parser
 from alphadrive.export_command import add_export_parser
+from alphadrive.plan_command import add_plan_parser, dry_demo, dry_run
 from alphadrive.predict_command import add_predict_parser
 from alphadrive.resources import put_our_packages_first
 from alphadrive.run_commands import add_run_parsers
@@ -40,6 +41,7 @@ In the order one uses them:
   alphadrive demo                                     the whole thing, on two CPU cores
   alphadrive data synth --out data/train --num 4000   make (or import) a dataset
   alphadrive distill DATA --out DIR ...               a teacher's reasoning, where the data has none
+  alphadrive plan CONFIG                              what a run needs: memory, batches, time
   alphadrive sft CONFIG                               stage 1: imitate a teacher
   alphadrive grpo CONFIG model.path=RUN_OR_FOLDER     stage 2: reinforcement learning
   alphadrive eval MODEL DATA                          stage 3: what its answers are worth
@@ -147,6 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
         "example: alphadrive grpo debug model.path=runs/warm-up grpo.steps=20 rollout.num_workers=2",
     )
     _add_debug(commands)
+    add_plan_parser(commands)
     add_eval_parser(commands)
     add_predict_parser(commands)
     add_score_parser(commands)
@@ -170,6 +173,7 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="of data, training and sampling (default: 0)"
     )
+    _add_dry_run(parser)
     parser.set_defaults(run=_demo)
 
 
@@ -199,6 +203,7 @@ def _add_training(
     )
     _add_config(parser)
     _add_existing(parser)
+    _add_dry_run(parser)
     parser.set_defaults(run=command)
 
 
@@ -211,6 +216,7 @@ def _add_debug(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     _add_config(parser)
     _add_existing(parser)
+    _add_dry_run(parser)
     parser.set_defaults(run=_debug)
 
 
@@ -227,7 +233,15 @@ def _add_existing(parser: argparse.ArgumentParser) -> None:
     existing.add_argument("--overwrite", action="store_true", help="remove the existing run first")
 
 
+def _add_dry_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, show the plan, start nothing"
+    )
+
+
 def _demo(args: argparse.Namespace) -> int:
+    if args.dry_run:
+        return dry_demo()
     from alphadrive.demo import run_demo
 
     run_demo(args)
@@ -243,25 +257,34 @@ def _model_tiny(args: argparse.Namespace) -> int:
 
 def _sft(args: argparse.Namespace) -> int:
     from alphadrive.config import load_config
-    from cluster.launch import run_sft
 
     config = load_config(args.config, args.overrides)
+    if args.dry_run:
+        return dry_run(config, "sft")
+    from cluster.launch import run_sft
+
     return _ended(run_sft(config, resume=args.resume, overwrite=args.overwrite))
 
 
 def _grpo(args: argparse.Namespace) -> int:
     from alphadrive.config import load_config
-    from cluster.launch import run_grpo
 
     config = load_config(args.config, args.overrides)
+    if args.dry_run:
+        return dry_run(config, "grpo")
+    from cluster.launch import run_grpo
+
     return _ended(run_grpo(config, resume=args.resume, overwrite=args.overwrite))
 
 
 def _debug(args: argparse.Namespace) -> int:
     from alphadrive.config import load_config
-    from cluster.debug import run_debug
 
     config = load_config(args.config, args.overrides)
+    if args.dry_run:
+        return dry_run(config, "debug")
+    from cluster.debug import run_debug
+
     return _ended(run_debug(config, resume=args.resume, overwrite=args.overwrite))
 
 
