@@ -8,7 +8,7 @@ from pathlib import Path
 from alphadrive.config import Config
 from alphadrive.errors import InputError
 
-DEFAULT_COUNTS = "1,2,4,8,16,32,64,128,256,512,1024,2048,4096"
+DEFAULT_COUNTS = tuple(2**power for power in range(13))
 
 
 def add_calibration_options(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,6 @@ def add_calibration_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--workers",
         type=worker_counts,
-        default=DEFAULT_COUNTS,
         metavar="1,2,4",
         help="numbers of rollout workers (default: the powers of two up to 4096)",
     )
@@ -43,6 +42,15 @@ def add_calibration_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="groups of a step, learner ranks and reward workers grow with the rollout workers",
     )
+
+
+def is_prediction(args: argparse.Namespace) -> bool:
+    """Whether a prediction is asked for. Raises InputError for options that mean nothing without one."""
+    if not args.calibrate and (args.workers or args.fail_rate or args.weak):
+        raise InputError(
+            "--workers, --fail-rate and --weak need --calibrate RUN, the folder of a finished run"
+        )
+    return bool(args.calibrate)
 
 
 def worker_counts(text: str) -> list[int]:
@@ -69,6 +77,7 @@ def run_prediction(config: Config, args: argparse.Namespace, *, as_json: bool) -
             "--fail-rate needs the time an engine takes to start, and no summary.json of "
             f"{', '.join(map(str, args.calibrate))} has engine_start_s: calibrate on a run that has ended"
         )
-    prediction = predict(config, measured, args.workers, fail_rate=args.fail_rate, is_weak=args.weak)
+    counts = args.workers or DEFAULT_COUNTS
+    prediction = predict(config, measured, counts, fail_rate=args.fail_rate, is_weak=args.weak)
     print(json.dumps(prediction.as_fields(), indent=2) if as_json else prediction)
     return 0

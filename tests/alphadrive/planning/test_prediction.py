@@ -72,7 +72,7 @@ def test_another_group_size_has_the_lengths_of_whole_groups(tmp_path):
 def test_the_prediction_of_a_recorded_run_is_printed(tmp_path, monkeypatch, capsys):
     import argparse
 
-    from alphadrive.planning.command import add_calibration_options, run_prediction
+    from alphadrive.planning.command import add_calibration_options, is_prediction, run_prediction
 
     run = record(monkeypatch, tmp_path / "seen", Speeds(), grpo__steps=8)
     parser = argparse.ArgumentParser()
@@ -87,5 +87,8 @@ def test_the_prediction_of_a_recorded_run_is_printed(tmp_path, monkeypatch, caps
     args.fail_rate = 1.0
     with pytest.raises(InputError, match="engine_start_s: calibrate on a run that has ended"):
         run_prediction(config_of(tmp_path), args, as_json=False)
+    args.calibrate = None
+    with pytest.raises(InputError, match="need --calibrate RUN"):
+        is_prediction(args)
     with pytest.raises(SystemExit):
         parser.parse_args(["--workers", "0,1"])
