@@ -108,11 +108,11 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
     try:
         await guarded(start_all(), watch_progress(stall_limit_s(config), up, waits_for, what=START))
         assert learner is not None
+        attempt.summary["engine_start_s"] = pool.start_seconds
         await _train(attempt, pool, rewards, learner)
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     finally:
-        attempt.summary["engine_start_s"] = pool.start_seconds
         nodes.cancel()
         try:
             await asyncio.gather(pool.close(), rewards.close())

@@ -218,7 +218,7 @@ class RolloutPool:
         watch = ProgressWatch(self._health.limit_s, asyncio.get_running_loop().time())
         actor = self._spawn(index)
         line = Line(actor, self._config.request_timeout_s, self._period_s)
-        return Engine(index, engine_id, actor, watch, line)
+        return Engine(index, engine_id, actor, watch, line, self._dispatcher.note)
 
     def _period_s(self) -> float:
         return min(LONGEST_PERIOD_S, len(self.engines) * PERIOD_S)

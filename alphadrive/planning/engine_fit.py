@@ -97,7 +97,7 @@ def _least_squares(point: Seconds, lowest: Seconds, errors: Callable[[Seconds], 
         step = np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-12), -slopes.T @ now)
         tried = np.maximum(lowest, point + step)
         then = errors(tried)
-        gain = 1 - (then @ then) / max(now @ now, 1e-300)
+        gain = 1 - float(then @ then) / max(float(now @ now), 1e-300)
         if gain > 0:
             point, now, damping = tried, then, damping / DAMPING_STEP
         else:
