@@ -18,12 +18,11 @@ A line for each number of engines, over the whole steps of `--seconds`:
     loop busy   the share of the clock in which that thread runs
     calls       of engines and reward workers for a group
 
-From lines with different numbers of calls for a group follows what a group and what a call costs the event loop.
+From lines with different numbers of calls for a group follows what a group and a call cost the event loop.
 """
 
 import argparse
 import asyncio
-import gc
 import json
 import logging
 import tempfile
@@ -43,6 +42,7 @@ from alphadrive.config import load_config
 from alphadrive.run_folder import RunFolder
 from alphadrive.types import DrivingQuery, WeightVersion
 from cluster.actors import CONTROL
+from cluster.collector import rare_collections
 from cluster.exchange import Line
 from cluster.grpo import System, drive
 from cluster.launch import Attempt
@@ -261,9 +261,13 @@ def main() -> None:
     cluster.grpo.DrivingDataset = Rows  # type: ignore[attr-defined, misc]
     logging.disable(logging.WARNING)
     calls.count()
-    gc.freeze()  # as `cluster.launch` does
     found = []
-    with tempfile.TemporaryDirectory() as folder, ProcessTree() as tree, ray_session(0, tree):
+    with (
+        rare_collections(),
+        tempfile.TemporaryDirectory() as folder,
+        ProcessTree() as tree,
+        ray_session(0, tree),
+    ):
         for num_engines in args.engines:
             attempt = make_attempt(Path(folder), num_engines)
             readings = asyncio.run(measure(attempt, args.rate, args.seconds))

@@ -105,8 +105,10 @@ class GrpoRecorder:
         self.num_events += 1
         self._num_step_skipped += self._skips_flat_groups and not header.has_signal
         self._num_step_tokens += header.num_tokens
-        # Without the reference, which would keep groups that were skipped in the object store.
-        self._step_scored.append(dataclasses.replace(header, scored=None))
+        if self._skips_flat_groups and not header.has_signal:
+            # Without the reference, which would keep groups that were skipped in the object store.
+            header = dataclasses.replace(header, scored=None)
+        self._step_scored.append(header)
 
     def stepped(self, result: StepResult, headers: Sequence[GroupHeader], lags: Sequence[int]) -> None:
         """Write and show one step. Raises NonFiniteError at the third in a row that was not finite."""
