@@ -10,6 +10,7 @@ hands the reference of the second on. Heavy packages are imported in the actors,
 """
 
 import asyncio
+import dataclasses
 import os
 import socket
 import threading
@@ -79,8 +80,12 @@ class RolloutActor:
         self, ticket: int, query: DrivingQuery, sampling: "Sampling"
     ) -> tuple[GroupReceipt, RolloutGroup]:
         """Draw a group of the training set."""
+        asked_s, started_s = time.time(), time.monotonic()
         group = await self._engine.generate(ticket, query, sampling)
-        return receipt_of(group), group
+        generate_s = time.monotonic() - started_s
+        return receipt_of(group), dataclasses.replace(
+            group, generate_started_s=asked_s, generate_s=generate_s
+        )
 
     @cached_property
     def _desk(self) -> Desk:
@@ -181,10 +186,12 @@ class RewardActor:
         )
 
     def _scored(self, group: RolloutGroup) -> ScoredGroup | AlphaDriveError:
+        started_s = time.monotonic()
         try:
-            return scored_or_error(group, self._variant, self._seed, self._further, self._estimator)
+            scored = scored_or_error(group, self._variant, self._seed, self._further, self._estimator)
         except AlphaDriveError as error:
             return error
+        return dataclasses.replace(scored, score_s=time.monotonic() - started_s)
 
     def flush(self) -> None:
         """Write what is not on disk yet."""

@@ -218,6 +218,7 @@ class DirectSync:
         self.seconds: list[float] = []
         self.canary_differences: list[float] = []
         self.paused_seconds: list[float] = []
+        self.latest: dict[str, float] = {}
         self._engine, self._rank, self._queries, self._limit = engine, rank, queries, limit
         self._sampling = canary_sampling(temperature)
 

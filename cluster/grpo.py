@@ -57,6 +57,8 @@ class SyncWithRecord(Sync, Protocol):
     canary_differences: list[float]
     paused_seconds: list[float]
     """Empty where engine and learner are one process."""
+    latest: dict[str, float]
+    """Parts of the latest publish, by the names of their metrics; empty as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +135,7 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
             first_engine_placed(pool, placement, left_s),
         )
         assert learner is not None
+        attempt.summary["engine_start_s"] = pool.start_seconds
         await _train(attempt, pool, rewards, learner)
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
@@ -203,6 +206,7 @@ async def drive(attempt: Attempt, system: System) -> None:
         sync_seconds=system.sync.seconds,
         canary_differences=system.sync.canary_differences,
         paused_seconds=system.sync.paused_seconds,
+        sync_parts=system.sync.latest,
         saved=attempt.saved,
         data_sha256=attempt.data_sha256,
         waited_s=lambda: buffer.waited_s,

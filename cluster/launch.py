@@ -6,7 +6,6 @@
 """
 
 import asyncio
-import gc
 import hashlib
 import logging
 import time
@@ -22,6 +21,7 @@ from alphadrive.config_checks import check_config
 from alphadrive.preflight import check_run
 from alphadrive.run_folder import RunFolder
 from alphadrive.types import WeightVersion
+from cluster.collector import rare_collections
 from cluster.control_room import control_room
 from cluster.inventory import live_nodes
 from cluster.jobs import check_paths, stop_note
@@ -226,14 +226,12 @@ def _run_loop(attempt: Attempt, work: Coroutine[Any, Any, None]) -> None:
             async with control_room(attempt) if attempt.placement is not None else nullcontext():
                 await work
 
-    gc.freeze()  # modules stay, and every look of the collector at them would hold the driver up
     try:
-        asyncio.run(with_signals())
+        with rare_collections():
+            asyncio.run(with_signals())
     except asyncio.CancelledError:
         if not attempt.stop.was_asked:
             raise
-    finally:
-        gc.unfreeze()
     if attempt.stop.was_asked:
         raise attempt.stop.interrupt()
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from alphadrive import metric_names as names
 from alphadrive.errors import EngineDiedError, WeightSyncError
 from alphadrive.types import DrivingQuery, WeightsFile, WeightVersion
 from cluster import remote
@@ -54,6 +55,8 @@ class WeightSync:
         self.paused_seconds: list[float] = []
         """Of each publish: the longest that an engine drew nothing."""
         self.canary_differences: list[float] = []
+        self.latest: dict[str, float] = {}
+        """Parts of the latest publish, by the names of their metrics."""
         self._paused_s = 0.0
         self._pool = pool
         self._learner = learner
@@ -113,7 +116,9 @@ class WeightSync:
         path = self._folder / f"{self._prefix}-{version}.safetensors"
         updates: dict[asyncio.Task[list[object]], Engine] = {}
         try:
+            exporting_s = time.monotonic()
             weights = await self._learner.export_weights(path)
+            self.latest[names.SYNC_EXPORT_S] = time.monotonic() - exporting_s
             updates = {
                 asyncio.create_task(self._update(engine, weights, version)): engine for engine in engines
             }
@@ -137,18 +142,23 @@ class WeightSync:
         """Compare and open the engines as they come, so that none waits for one that hangs."""
         waiting = set(updates)
         largest: list[float] = []
-        self._paused_s = 0.0
+        self._paused_s = canary_s = 0.0
+        started_s = time.monotonic()
         while waiting:
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             drawn = [(updates[task], task.result()) for task in done]
             updated = [(engine, groups) for engine, groups in drawn if groups]
+            arrived_s = time.monotonic()
             differences = await self._differences([groups for _, groups in updated]) if updated else []
+            canary_s += time.monotonic() - arrived_s
             for (engine, _), difference in zip(updated, differences, strict=True):
                 self._limit.check(engine.id, version, difference)
                 self._pool.admit(engine, version)
             largest += differences
         if largest:
             self.canary_differences.append(max(largest))
+            self.latest[names.SYNC_ENGINE_S] = arrived_s - started_s
+            self.latest[names.SYNC_CANARY_S] = canary_s
 
     async def _update(self, engine: Engine, weights: WeightsFile, version: WeightVersion) -> list[object]:
         """Update one engine and have it draw canaries; none if it was fenced."""
