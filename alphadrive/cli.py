@@ -26,6 +26,7 @@ from alphadrive.eval_command import add_eval_parser
 from alphadrive.export_command import add_export_parser
 from alphadrive.plan_command import add_plan_parser, dry_demo, dry_run
 from alphadrive.predict_command import add_predict_parser
+from alphadrive.profile_command import add_profile_parser
 from alphadrive.resources import put_our_packages_first
 from alphadrive.run_commands import add_run_parsers
 from alphadrive.score_command import add_score_parser
@@ -53,6 +54,7 @@ In the order one uses them:
   alphadrive export RUN --out DIR                     its policy, as a model folder for use elsewhere
   alphadrive debug CONFIG                             stage 2 in one process, for breakpoints
   alphadrive status|scale|stop RUN                    look at a live run, change its workers, end it
+  alphadrive profile RUN|CONFIG                       where the time goes, and what limits the run
   alphadrive stack RUN                                where every process of it stands, when it hangs
   alphadrive doctor                                   is this machine ready? with a remedy for each no
 """
@@ -161,6 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_score_parser(commands)
     add_export_parser(commands)
     add_run_parsers(commands)
+    add_profile_parser(commands)
     add_stack_parser(commands)
     add_doctor_parser(commands)
     return parser

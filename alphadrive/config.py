@@ -275,6 +275,19 @@ class CheckpointConfig:
 
 
 @dataclass
+class ProfileConfig:
+    """What is recorded of where a run's time goes; see docs/profiling.md."""
+
+    enabled: bool = False
+    """Record what every worker does: `spans.jsonl` and `timeline.json` in the run's folder."""
+    torch_steps: list[int] = field(default_factory=list)
+    """Steps of which learner rank 0 writes a trace by torch's profiler, into `torch/` of the run's folder."""
+    prometheus: bool | None = None
+    """Serve the run's figures at Ray's metrics endpoints; null: where a cluster was joined, as nobody asks a
+    private one."""
+
+
+@dataclass
 class Config:
     """A whole run."""
 
@@ -290,6 +303,7 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     @property
     def num_slots(self) -> int:

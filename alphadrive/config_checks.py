@@ -27,6 +27,7 @@ def check_config(config: "Config") -> None:
         *loss_problems(config.grpo),
         *_reward_problems(config),
         *_place_problems(config),
+        *_profile_problems(config),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -233,6 +234,11 @@ def _place_problems(config: "Config") -> list[str]:
         if is_to_be_address and (problem := address_problem(place)):
             problems.append(f"{key}: {problem}")
     return problems
+
+
+def _profile_problems(config: "Config") -> list[str]:
+    wrong = [step for step in config.profile.torch_steps if step < 1]
+    return [f"profile.torch_steps={wrong}: steps count from 1"] if wrong else []
 
 
 def _reward_problems(config: "Config") -> list[str]:

@@ -9,6 +9,7 @@
       rollouts/*.parquet   see `alphadrive.rollout_writer`
       checkpoints/         see `alphadrive.checkpoints`
       nonfinite/*.json     see `cluster.nonfinite`
+      spans.jsonl, timeline.json   see `alphadrive.profiling`
       report.html          see `alphadrive.report`
       .lock                held by the process that writes the run
 
@@ -169,6 +170,10 @@ class RunFolder:
                 os.truncate(self.metrics_path, before)
         else:
             self._unwritten.clear()
+
+    def add_tracker(self, tracker: Tracker) -> None:
+        """Send the metrics of steps to one more tracker."""
+        self._trackers.append(tracker)
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Write `summary.json` atomically. Raises ValueError for a number that is not finite."""

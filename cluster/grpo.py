@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import ray
 from ray.util.placement_group import remove_placement_group
@@ -30,6 +30,7 @@ from cluster.loop import Learner, Parts, Rewards, Rollouts, Schedule, Sync, run
 from cluster.nodes import Drainable, watch_nodes
 from cluster.placement import Placement
 from cluster.placing import first_engine_placed
+from cluster.profiler import profiled
 from cluster.proof import CanaryLimit, canary_queries
 from cluster.queries import QueryLedger
 from cluster.recorder import GrpoRecorder
@@ -38,6 +39,7 @@ from cluster.reward_pool import RewardPool
 from cluster.rollout_pool import RolloutPool
 from cluster.row_order import row_order
 from cluster.stall import guarded, stall_limit_s, watch_progress
+from cluster.traced import traced
 from cluster.weight_sync import WeightSync
 from rollout.settings import EngineSettings, engine_settings, greedy_sampling, group_sampling
 
@@ -241,12 +243,15 @@ async def drive(attempt: Attempt, system: System) -> None:
     attempt.status.write(status="running")
     attempt.watched.buffer = buffer
     limit_s = stall_limit_s(attempt.config)
-    await guarded(_to_the_end(attempt, parts, recorder), watch_progress(limit_s, done, describe))
+    async with profiled(attempt) as is_recorded:
+        run_parts = traced(parts) if is_recorded else parts
+        await guarded(_to_the_end(attempt, run_parts), watch_progress(limit_s, done, describe))
     _write_end(attempt, ledger)
 
 
-async def _to_the_end(attempt: Attempt, parts: Parts, recorder: GrpoRecorder) -> None:
+async def _to_the_end(attempt: Attempt, parts: Parts) -> None:
     schedule, learner = make_schedule(attempt.config, attempt.version.step + 1), parts.learner
+    recorder = cast(GrpoRecorder, parts.recorder)
     recorder.start()
     try:
         await run(parts, schedule)

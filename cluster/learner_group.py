@@ -8,7 +8,9 @@ are compared with an engine's, so that the two never overlap.
 """
 
 import asyncio
+import dataclasses
 import logging
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -193,6 +195,11 @@ class LearnerGroup:
         if place is not None:
             remove_placement_group(place)
 
+    def actors(self) -> list[tuple[str, Any]]:
+        """Id and actor of every rank; none while there is no gang."""
+        ranks = self._gang.ranks if self._gang is not None else []
+        return [(f"rank-{rank}", actor) for rank, actor in enumerate(ranks)]
+
     def workers(self) -> list[WorkerStatus]:
         """The ranks, for `alphadrive status`."""
         if self._lost.done():
@@ -276,9 +283,11 @@ class LearnerGroup:
             "dataset_folder": self._dataset_folder,
             "attempt": attempt,
         }
+        # Ranks write torch's traces into the run's folder, and their working directory need not be ours.
+        run = dataclasses.replace(self._config.run, root=os.path.abspath(self._config.run.root))
+        config = dataclasses.replace(self._config, run=run)
         arguments = [
-            (self._stage, self._config, placing | {"rank": rank}, environment)
-            for rank in range(len(meetings))
+            (self._stage, config, placing | {"rank": rank}, environment) for rank in range(len(meetings))
         ]
         await gang.call("start", arguments, START_TIMEOUT_S)
 

@@ -15,6 +15,7 @@ from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from alphadrive.errors import AlphaDriveError, EngineDiedError, RolloutError, WeightSyncError
+from alphadrive.profiling.spans import add_span
 from alphadrive.types import DrivingQuery, RolloutGroup, WeightsFile, WeightVersion
 from rollout.environment import prepare_environment
 from rollout.settings import CANARY_TICKET, EngineSettings, Sampling, UpdateReceipt
@@ -204,6 +205,7 @@ class RolloutEngine:
             request_id = f"{self.engine_id}-canary-{weights.version}-{index}"
             drawing.append(await llm.add_request(request_id, rendered, parameters, priority=FIRST))
         await llm.resume_generation()
+        add_span("paused", paused_s)
         return UpdateReceipt(sha256=weights.sha256, paused_s=time.monotonic() - paused_s), drawing
 
     async def close(self) -> None:

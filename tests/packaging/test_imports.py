@@ -24,6 +24,7 @@ COMMANDS = {
     "alphadrive.engine_evaluation",
     "alphadrive.export_command",
     "alphadrive.plan_command",
+    "alphadrive.profile_command",
     "alphadrive.run_commands",
     "alphadrive.score_command",
     "alphadrive.stack_command",
