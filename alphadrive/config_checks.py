@@ -22,6 +22,7 @@ def check_config(config: "Config") -> None:
         *_arithmetic_problems(config),
         *loss_problems(config.grpo),
         *_reward_problems(config),
+        *_transfer_problems(config),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -46,6 +47,7 @@ _AT_LEAST_ONE = [
     "checkpoint.keep_last",
     "rollout.canary_rows",
     "rollout.kv_cache_bytes",
+    "rollout.weight_bucket_bytes",
     "rewards.length_chars",
     "learner.image_workers",
 ]
@@ -91,6 +93,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "data.sampling": ("uniform", "balanced"),
     "sft.target": ("teacher", "recorded"),
     "rollout.update_mode": ("keep", "wait"),
+    "rollout.weight_transfer": ("auto", "file", "gloo", "nccl", "ipc"),
 }
 
 
@@ -197,6 +200,26 @@ def _autoscale_problems(config: "Config") -> list[str]:
     if not bounds.min <= start <= bounds.max:
         return [f"rollout.num_workers={start}: what a run starts with is outside of {words}"]
     return []
+
+
+def _transfer_problems(config: "Config") -> list[str]:
+    kind, learner = config.rollout.weight_transfer, config.learner
+    if kind not in ("nccl", "ipc"):
+        return []
+    words = f"rollout.weight_transfer={kind}"
+    problems = []
+    if not config.rollout.gpus_per_worker or not learner.gpus_per_rank:
+        problems.append(
+            f"{words}: goes from GPU to GPU, but rollout.gpus_per_worker={config.rollout.gpus_per_worker:g} "
+            f"and learner.gpus_per_rank={learner.gpus_per_rank:g}; set both, or use auto"
+        )
+    if kind == "ipc" and (learner.num_ranks > 1 or config.rollout.num_workers > 1):
+        problems.append(
+            f"{words}: the learner's only rank and one engine share a GPU, but learner.num_ranks="
+            f"{learner.num_ranks} and rollout.num_workers={config.rollout.num_workers}; set both to 1, or "
+            "use nccl"
+        )
+    return problems
 
 
 def _reward_problems(config: "Config") -> list[str]:

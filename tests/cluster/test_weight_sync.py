@@ -20,6 +20,7 @@ def run_synchronised(tmp_path, monkeypatch, main, num_ranks=1, update_mode="keep
     from test_pools import make_pool
 
     import cluster.learner_group
+    from cluster.carriers import FileCarrier
     from cluster.placement import plan_placement
     from cluster.proof import CanaryLimit
     from cluster.weight_sync import WeightSync
@@ -48,8 +49,7 @@ def run_synchronised(tmp_path, monkeypatch, main, num_ranks=1, update_mode="keep
             CanaryLimit("float32"),
             temperature=1.0,
             timeout_s=2.0,
-            folder=tmp_path,
-            prefix="weights",
+            carrier=FileCarrier(learner, tmp_path, "weights"),
             update_mode=update_mode,
         )
         try:
