@@ -208,10 +208,17 @@ def _transfer_problems(config: "Config") -> list[str]:
         return []
     words = f"rollout.weight_transfer={kind}"
     problems = []
-    if not config.rollout.gpus_per_worker or not learner.gpus_per_rank:
+    gpus = min(config.rollout.gpus_per_worker, learner.gpus_per_rank)
+    if not gpus:
         problems.append(
             f"{words}: goes from GPU to GPU, but rollout.gpus_per_worker={config.rollout.gpus_per_worker:g} "
             f"and learner.gpus_per_rank={learner.gpus_per_rank:g}; set both, or use auto"
+        )
+    elif kind == "nccl" and gpus < 1:
+        problems.append(
+            f"{words}: each engine and each rank needs whole GPUs of its own, but rollout.gpus_per_worker="
+            f"{config.rollout.gpus_per_worker:g} and learner.gpus_per_rank={learner.gpus_per_rank:g}; set "
+            "both to 1 or more, or use ipc"
         )
     if kind == "ipc" and (learner.num_ranks > 1 or config.rollout.num_workers > 1):
         problems.append(

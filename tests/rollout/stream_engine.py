@@ -13,7 +13,7 @@ from alphadrive.types import WeightsStream
 from rollout.weight_receiver import StreamInfo, WeightReceiver, see_offer
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["stream_engine"])
+processes.set_forkserver_preload(["rollout.weight_receiver"])
 
 
 def serve(orders):
