@@ -10,6 +10,7 @@ update and a tensor that was not consumed all show.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +58,13 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
-        """Load the tensors of `update_info.path` and remember their digest."""
+        """Load the tensors of `update_info.path` and remember their digest. Raises WeightSyncError where it
+        is not on this machine."""
+        if not Path(update_info.path).is_file():
+            raise WeightSyncError(
+                f"{update_info.path}: not on this machine; an engine elsewhere than the learner's rank 0 "
+                "needs rollout.weight_transfer=gloo"
+            )
         digest = WeightDigest()
         self.model.load_weights(_digested(update_info.path, self.device, digest))
         self.received_sha256 = digest.hexdigest()
