@@ -162,6 +162,11 @@ class RolloutConfig:
     """Image prompts compared with the learner after each weight sync."""
     update_mode: str = "keep"
     """New weights reach an engine between two tokens (`keep`), or when its groups have ended (`wait`)."""
+    weight_transfer: str = "auto"
+    """How weights reach the engines: in a `file` through /dev/shm (one machine), by `gloo` over the network
+    (CPU), by `nccl` (GPUs of their own), by `ipc` (a GPU the learner is on, too). docs/weight-sync.md"""
+    weight_bucket_bytes: int = 256 << 20
+    """Weights sent at once; the learner and each engine hold one or two of such buckets beside the model."""
     hang_timeout_s: float = 60.0
     """An engine that draws no token for so long, with groups under way, is found hung and restarted."""
     autoscale: AutoscaleConfig = field(default_factory=AutoscaleConfig)

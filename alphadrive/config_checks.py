@@ -28,6 +28,7 @@ def check_config(config: "Config") -> None:
         *_reward_problems(config),
         *_place_problems(config),
         *_profile_problems(config),
+        *_transfer_problems(config),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -52,6 +53,7 @@ _AT_LEAST_ONE = [
     "checkpoint.keep_last",
     "rollout.canary_rows",
     "rollout.kv_cache_bytes",
+    "rollout.weight_bucket_bytes",
     "rewards.length_chars",
     "learner.image_workers",
 ]
@@ -98,6 +100,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "data.sampling": ("uniform", "balanced"),
     "sft.target": ("teacher", "recorded"),
     "rollout.update_mode": ("keep", "wait"),
+    "rollout.weight_transfer": ("auto", "file", "gloo", "nccl", "ipc"),
 }
 
 
@@ -239,6 +242,33 @@ def _place_problems(config: "Config") -> list[str]:
 def _profile_problems(config: "Config") -> list[str]:
     wrong = [step for step in config.profile.torch_steps if step < 1]
     return [f"profile.torch_steps={wrong}: steps count from 1"] if wrong else []
+
+
+def _transfer_problems(config: "Config") -> list[str]:
+    kind, learner = config.rollout.weight_transfer, config.learner
+    if kind not in ("nccl", "ipc"):
+        return []
+    words = f"rollout.weight_transfer={kind}"
+    problems = []
+    gpus = min(config.rollout.gpus_per_worker, learner.gpus_per_rank)
+    if not gpus:
+        problems.append(
+            f"{words}: goes from GPU to GPU, but rollout.gpus_per_worker={config.rollout.gpus_per_worker:g} "
+            f"and learner.gpus_per_rank={learner.gpus_per_rank:g}; set both, or use auto"
+        )
+    elif kind == "nccl" and gpus < 1:
+        problems.append(
+            f"{words}: each engine and each rank needs whole GPUs of its own, but rollout.gpus_per_worker="
+            f"{config.rollout.gpus_per_worker:g} and learner.gpus_per_rank={learner.gpus_per_rank:g}; set "
+            "both to 1 or more, or use ipc"
+        )
+    if kind == "ipc" and (learner.num_ranks > 1 or config.rollout.num_workers > 1):
+        problems.append(
+            f"{words}: the learner's only rank and one engine share a GPU, but learner.num_ranks="
+            f"{learner.num_ranks} and rollout.num_workers={config.rollout.num_workers}; set both to 1, or "
+            "use nccl"
+        )
+    return problems
 
 
 def _reward_problems(config: "Config") -> list[str]:

@@ -37,15 +37,20 @@ from alphadrive.types import (
     ScoredGroup,
     StepResult,
     WeightsFile,
+    WeightsOffer,
+    WeightsSent,
+    WeightsStream,
 )
 from cluster.batches import Pick, unpacked
 from cluster.exchange import Desk, Order, Reply
 from cluster.headers import GroupReceipt, header_of, num_tokens, receipt_of
 
 if TYPE_CHECKING:
+    from alphadrive.weight_layout import WeightLayout
     from rewards.further import FurtherTerm
     from rollout.engine import RolloutEngine
     from rollout.settings import EngineSettings, Sampling, UpdateReceipt
+    from rollout.weight_sender import WeightSender
 
 T = TypeVar("T")
 
@@ -130,8 +135,13 @@ class RolloutActor:
         return where()
 
     @ray.method(concurrency_group=CONTROL)
+    async def see_offer(self, stream: WeightsStream) -> None:
+        """Answer the roll call before a transfer. Raises as `RolloutEngine.see_offer`."""
+        await self._in_engine_loop(self._engine.see_offer(stream))
+
+    @ray.method(concurrency_group=CONTROL)
     async def update_weights(
-        self, weights: WeightsFile, queries: Sequence[DrivingQuery], sampling: "Sampling"
+        self, weights: WeightsFile | WeightsStream, queries: Sequence[DrivingQuery], sampling: "Sampling"
     ) -> "tuple[UpdateReceipt, *tuple[RolloutGroup, ...]]":
         """Swap to new weights and draw a canary group for each query: one receipt, then the groups."""
         update = self._engine.update_and_draw(weights, queries, sampling)
@@ -261,6 +271,9 @@ class LearnerActor:
     """One rank of the learner: `LearnerRank` for GRPO, `SftRank` for SFT."""
 
     _rank: Any
+    _layout: "WeightLayout"
+    _sender: "WeightSender | None" = None
+    """Rank 0's, once weights were offered."""
 
     def rendezvous(self) -> Meeting:
         """Where this process runs, with a free port for the ranks to meet at."""
@@ -318,6 +331,27 @@ class LearnerActor:
         """Take part in writing the weights; rank 0 returns what it wrote."""
         with span("export"):
             return self._rank.export_weights(path)
+
+    def offer_weights(self, kind: str, bucket_bytes: int, timeout_s: float) -> WeightsOffer | None:
+        """Get ready to send the weights as they are now; rank 0 returns where engines find them."""
+        self._layout = self._rank.weight_layout(bucket_bytes)
+        if not self._rank.is_first:
+            return None
+        if self._sender is None:
+            from rollout.weight_sender import WeightSender
+
+            self._sender = WeightSender(kind, ray.util.get_node_ip_address(), timeout_s)
+        return self._sender.offer(self._layout)
+
+    def send_weights(self, members: Sequence[str], living: Sequence[str]) -> WeightsSent | None:
+        """Take part in sending what was offered to the engines `members`, of all that are `living`; rank 0
+        returns what it sent, and to whom not."""
+        buckets = self._rank.weight_buckets(self._layout)
+        if self._sender is not None:
+            return self._sender.send(members, living, buckets)
+        for _ in buckets:
+            pass
+        return None
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint and the model, loadable by itself in `folder/model`."""

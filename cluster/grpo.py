@@ -22,12 +22,13 @@ from alphadrive.pools import parse_pool
 from alphadrive.types import DrivingQuery
 from cluster.actors import CONTROL, RewardActor, RolloutActor
 from cluster.buffer import SlotBuffer
+from cluster.carriers import Carrier, FileCarrier, StreamCarrier, transfer_kind
 from cluster.gang import reserve
 from cluster.inventory import room_text
 from cluster.launch import WEIGHTS_FOLDER, Attempt, remove_leftover_weights, weights_prefix
 from cluster.learner_group import LearnerGroup
 from cluster.loop import Learner, Parts, Rewards, Rollouts, Schedule, Sync, run
-from cluster.nodes import Drainable, watch_nodes
+from cluster.nodes import Drainable, num_machines, watch_nodes
 from cluster.placement import Placement
 from cluster.placing import first_engine_placed
 from cluster.profiler import profiled
@@ -85,6 +86,8 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
     """Start engines, reward workers and learner, prove the weights, train, stop everything."""
     config, placement = attempt.config, attempt.placement
     assert placement is not None
+    if config.rollout.weight_transfer == "auto":
+        config.rollout.weight_transfer = transfer_kind(config, num_machines())
     pool = _make_rollout_pool(attempt, placement, rollout_actor)
     rewards = _make_reward_pool(config, attempt.run.rollouts_path)
     learner: LearnerGroup | None = None
@@ -392,7 +395,20 @@ def _make_sync(attempt: Attempt, pool: RolloutPool, learner: LearnerGroup) -> We
         limit,
         temperature=config.grpo.temperature,
         timeout_s=config.rollout.sync_timeout_s,
-        folder=WEIGHTS_FOLDER,
-        prefix=weights_prefix(attempt.run),
+        carrier=_make_carrier(attempt, pool, learner),
         update_mode=config.rollout.update_mode,
+    )
+
+
+def _make_carrier(attempt: Attempt, pool: RolloutPool, learner: LearnerGroup) -> Carrier:
+    rollout = attempt.config.rollout
+    if rollout.weight_transfer == "file":
+        return FileCarrier(learner, WEIGHTS_FOLDER, weights_prefix(attempt.run))
+    return StreamCarrier(
+        rollout.weight_transfer,
+        pool,
+        learner,
+        bucket_bytes=rollout.weight_bucket_bytes,
+        timeout_s=rollout.sync_timeout_s,
+        waits=rollout.update_mode == "wait",
     )

@@ -22,7 +22,7 @@ from ray.util.placement_group import remove_placement_group
 from alphadrive.checkpoints import bytes_below
 from alphadrive.config import Config
 from alphadrive.errors import LearnerDiedError, LearnerError, LearnerMovesError, ResourceError
-from alphadrive.types import StepResult, WeightsFile, WeightVersion
+from alphadrive.types import StepResult, WeightsFile, WeightsOffer, WeightsSent, WeightVersion
 from cluster.actors import LearnerActor
 from cluster.batches import BatchItem, packed
 from cluster.gang import Gang, reserve
@@ -156,6 +156,18 @@ class LearnerGroup:
     async def export_weights(self, path: Path) -> WeightsFile:
         """Write the weights as they are now to one file."""
         return (await self._call("export_weights", [(path,)] * len(self._ranks)))[0]
+
+    async def offer_weights(self, kind: str, bucket_bytes: int, timeout_s: float) -> WeightsOffer:
+        """Get ready to send the weights as they are now to engines."""
+        return (await self._call("offer_weights", [(kind, bucket_bytes, timeout_s)] * len(self._ranks)))[0]
+
+    async def send_weights(self, members: Sequence[str], living: Sequence[str]) -> WeightsSent:
+        """Send what was offered to the engines `members`; all others that are `living` keep their links."""
+        return (await self._call("send_weights", [(members, living)] * len(self._ranks)))[0]
+
+    async def answer(self) -> None:
+        """Returns when every rank has answered. Raises LearnerDiedError."""
+        await self._call("ping", [()] * len(self._ranks))
 
     async def save(self, folder: Path) -> None:
         """Write model and optimizer into a folder. As long as that grows, it may take any time."""

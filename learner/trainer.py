@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -31,6 +32,7 @@ from learner.policy import Policy
 from learner.rows import RowReader, in_microbatches, prepared_ahead
 from learner.torch_traces import StepTraces
 from learner.vision import FrozenFeatures
+from learner.weight_source import WeightSource
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +217,11 @@ class Trainer:
         seconds = time.perf_counter() - started
         logger.info("weights %s: %d bytes in %.3f s", version, written.num_bytes, seconds)
         return written
+
+    @cached_property
+    def weight_source(self) -> WeightSource:
+        """The weights for the engines, a bucket at a time. Raises as `WeightSource`."""
+        return WeightSource(self.engine, self.policy)
 
     def save_model(self, folder: Path) -> None:
         """Write a folder that `from_pretrained` and vLLM load (rank 0 writes). Raises
