@@ -5,10 +5,10 @@ No engines, no rewards; the same gang of ranks, run folder, checkpoints and sign
 
 import asyncio
 import time
-from pathlib import Path
 from typing import cast
 
 from alphadrive import metric_names as names
+from alphadrive.data.fetching import local_folder, place_for_others
 from alphadrive.data.parquet import DrivingDataset
 from cluster.checkpointing import CheckpointWriter
 from cluster.launch import Attempt
@@ -31,7 +31,7 @@ async def train_sft(attempt: Attempt) -> None:
         config,
         placement,
         model_folder=attempt.model_folder,
-        dataset_folder=Path(config.data.train).resolve(),
+        dataset_folder=place_for_others(config.data.train),
         version=attempt.version,
         checkpoint=attempt.checkpoint.path if attempt.checkpoint else None,
     )
@@ -68,7 +68,8 @@ async def _recorded_steps(attempt: Attempt, learner: LearnerGroup) -> None:
 
 async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
     config = attempt.config
-    dataset = DrivingDataset(config.data.train, config.data.num_rows)
+    folder = local_folder(config.data.train)
+    dataset = DrivingDataset(folder, config.data.num_rows)
     num_rows = len(dataset)
     nonfinite = NonFiniteSteps(attempt.run.path, attempt.saved.get("nonfinite"))
     checkpoints = CheckpointWriter(attempt.run, attempt.status)
@@ -83,7 +84,7 @@ async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
             "summary": {"sft": attempt.summary["sft"]},
         }
 
-    order = row_order(config.data.sampling, Path(config.data.train), num_rows, config.seed)
+    order = row_order(config.data.sampling, folder, num_rows, config.seed)
     stopping = asyncio.Event()
     attempt.stop.on_stop = stopping.set
     attempt.status.write(status="running")
@@ -130,3 +131,4 @@ async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
     step = learner.version.step
     if step not in (checkpoints.last_step, attempt.version.step):
         await checkpoints.write(step, learner.save, ledger, is_last=True)
+    await checkpoints.end()

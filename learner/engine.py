@@ -10,7 +10,7 @@ agree on it first. The optimizer is torch's AdamW: DeepSpeed's own compile a ker
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +142,16 @@ class TrainingEngine:
                 continue
             with gathered_parameters([parameter], enabled=self.zero_stage == 3):
                 visit(name, parameter.detach())
+
+    def gathered(self, batches: Iterable[Sequence[str]]) -> Iterator[dict[str, Tensor]]:
+        """The whole tensors of each batch of parameter names in turn, gathered together where ZeRO-3 has
+        split them; valid until the next batch is asked for. Every rank must take every batch."""
+        gathered_parameters = import_deepspeed().zero.GatheredParameters
+        parameters = dict(self.module.named_parameters())
+        for names in batches:
+            batch = {name: parameters[name] for name in names}
+            with gathered_parameters(list(batch.values()), enabled=self.zero_stage == 3):
+                yield {name: parameter.detach() for name, parameter in batch.items()}
 
     def all_reduce(self, values: list[float], *, largest: bool = False) -> list[float]:
         """Sums (or maxima) over all ranks, in double precision."""

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -31,6 +32,7 @@ from learner.policy import Policy
 from learner.rows import RowReader, in_microbatches, prepared_ahead
 from learner.torch_traces import StepTraces
 from learner.vision import FrozenFeatures
+from learner.weight_source import WeightSource
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +70,7 @@ class Trainer:
         *,
         rank: int,
         world_size: int,
-        master_addr: str,
-        master_port: int,
+        meeting_point: str,
         model_folder: Path,
         dataset_folder: Path,
         temperature: float,
@@ -85,7 +86,7 @@ class Trainer:
         if not on_gpu:
             torch.set_num_threads(max(1, int(config.learner.cpus_per_rank)))
         _seed_everything(config.seed + rank)
-        self.device = join_process_group(rank, world_size, master_addr, master_port, on_gpu)
+        self.device = join_process_group(rank, world_size, meeting_point, on_gpu)
         note_facts(device=torch.cuda.get_device_name(self.device) if on_gpu else "cpu")
         processor = PromptProcessor(self.model_folder, config.model.max_pixels, config.data.trajectory)
         self.reader = RowReader(
@@ -216,6 +217,11 @@ class Trainer:
         seconds = time.perf_counter() - started
         logger.info("weights %s: %d bytes in %.3f s", version, written.num_bytes, seconds)
         return written
+
+    @cached_property
+    def weight_source(self) -> WeightSource:
+        """The weights for the engines, a bucket at a time. Raises as `WeightSource`."""
+        return WeightSource(self.engine, self.policy)
 
     def save_model(self, folder: Path) -> None:
         """Write a folder that `from_pretrained` and vLLM load (rank 0 writes). Raises

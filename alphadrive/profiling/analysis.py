@@ -11,11 +11,11 @@ from typing import Any
 
 from alphadrive.errors import InputError
 from alphadrive.profiling.critical_path import Segment, critical_path, median_step
-from alphadrive.profiling.gpus import peak_flops
 from alphadrive.profiling.intervals import Interval, Intervals, common, length_ns, without
 from alphadrive.profiling.recording import GROUPS, Recording, Track
 from alphadrive.profiling.states import BUSY, LoopStates, worker_states
 from alphadrive.profiling.steps import Step, measured_steps
+from alphadrive.sizing.gpus import peak_flops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,10 @@ from timelines import learner_bound, recording, span
 from alphadrive.errors import InputError
 from alphadrive.profiling.analysis import profile_of
 from alphadrive.profiling.critical_path import critical_path, median_step
-from alphadrive.profiling.gpus import peak_flops
 from alphadrive.profiling.intervals import length_ns
 from alphadrive.profiling.states import LoopStates, worker_states
 from alphadrive.profiling.steps import all_steps, measured_steps
+from alphadrive.sizing.gpus import peak_flops
 
 
 def near(expected):
