@@ -16,6 +16,7 @@ from alphadrive.errors import LearnerDiedError, RolloutError, StalledError, Weig
 from alphadrive.run_folder import RunFolder
 from alphadrive.types import WeightVersion
 from cluster import remote
+from cluster.carriers import FileCarrier
 from cluster.control_room import ControlRoom
 from cluster.rollout_pool import RolloutPool
 from cluster.status import RunStatus
@@ -150,9 +151,8 @@ def test_a_publish_that_is_given_up_does_not_wait_for_an_engine_that_hangs(cause
             )
         ]
         pool = SimpleNamespace(begin_sync=lambda **_: engines)
-        sync = WeightSync(
-            pool, Learner(), [0], None, temperature=1.0, timeout_s=500.0, folder=tmp_path, prefix="w"
-        )
+        carrier = FileCarrier(Learner(), tmp_path, "w")
+        sync = WeightSync(pool, Learner(), [0], None, temperature=1.0, timeout_s=500.0, carrier=carrier)
         if cause == "learner died":
             sync._prove_in_turn = lambda *_: failing(LearnerDiedError("rank 0 died"))
         publishing = asyncio.create_task(sync.publish(WeightVersion(0, 1)))
@@ -176,7 +176,8 @@ def test_wrong_weights_end_a_publish_at_once(tmp_path):
     async def main():
         sync = WeightSync(
             SimpleNamespace(begin_sync=lambda **_: [SimpleNamespace()]),
-            Learner(), [], None, temperature=1.0, timeout_s=500.0, folder=tmp_path, prefix="w",
+            Learner(), [], None, temperature=1.0, timeout_s=500.0,
+            carrier=FileCarrier(Learner(), tmp_path, "w"),
         )  # fmt: skip
 
         async def update(*_):
@@ -228,8 +229,10 @@ def test_a_run_of_which_a_part_never_comes_up_ends_in_time(tmp_path, monkeypatch
     monkeypatch.setattr(cluster.grpo, "_make_reward_pool", lambda *_: make(never))
     monkeypatch.setattr(cluster.grpo, "_start_learner", nothing)
     monkeypatch.setattr(cluster.grpo, "watch_nodes", nothing)
+    config = Config()
+    config.rollout.weight_transfer = "file"
     attempt = SimpleNamespace(
-        config=Config(),
+        config=config,
         placement=SimpleNamespace(),
         run=SimpleNamespace(path=tmp_path, rollouts_path=tmp_path),
         watched=Watched(),
