@@ -4,12 +4,13 @@
     python benchmarks/profile_overlap.py /tmp/scenes --json overlap.json
 
 The shipped loop, pools, sync and learner on a real Ray; the learner is real, the engines sleep, so that both
-have what they need of two cores. First the learner alone: engines that take no time give T, the seconds of
-its update. Then engines that need R = share x T for a step's groups, for each of `--shares`. For each:
+have what they need of two cores. First the learner alone: engines that take no time. Then engines that need R
+seconds for a step's groups, a share of what the update took alone, for each of `--shares`. For each:
 
-    wall     median seconds of a step
-    overlap  max(R, T) / wall, with T as it was alone: 1 is a step that takes no longer than the slower part
-    profile  the same by `alphadrive profile`: busy shares of the run itself
+    T        seconds of the learner's update in this run, the mean; beside it what it was alone
+    step     seconds of a step, the mean
+    overlap  max(R, T) / step: 1 is a step that takes no longer than the slower part
+    profile  the same by `alphadrive profile`: the busier part's share of the time
     causes   what the train loop spent the rest on
 
 `--real` runs vLLM engines instead, once, as `alphadrive profile` would: there only `profile` is known, as two
@@ -55,12 +56,12 @@ def main() -> None:
             return
         cluster.grpo.canary_limit_and_queries = without_limit  # type: ignore[assignment]
         alone = measured(config, sleeping_actor(0.0))
-        update_s = alone.loop["train"] * alone.wall_s / alone.num_steps
-        found = [figures("alone", 0.0, update_s, alone)]
+        alone_s = update_s(alone)
+        found = [figures("alone", 0.0, alone_s, alone)]
         for share in args.shares:
-            draw_s = share * update_s * SEATS / config.grpo.groups_per_step
+            draw_s = share * alone_s * SEATS / config.grpo.groups_per_step
             profile = measured(config, sleeping_actor(draw_s))
-            found.append(figures(f"{share:g}", share * update_s, update_s, profile))
+            found.append(figures(f"{share:g}", share * alone_s, alone_s, profile))
     if args.json:
         args.json.write_text(json.dumps(found, indent=2))
 
@@ -97,22 +98,29 @@ def without_limit(attempt: Any, original: Any = cluster.grpo.canary_limit_and_qu
     return limit, queries
 
 
-def figures(label: str, rollout_s: float, update_s: float, profile: Profile) -> dict[str, Any]:
+def update_s(profile: Profile) -> float:
+    """Seconds of the learner's update, the mean."""
+    return profile.loop["train"] * profile.wall_s / profile.num_steps
+
+
+def figures(label: str, rollout_s: float, alone_s: float, profile: Profile) -> dict[str, Any]:
     """Print and return what was measured with one speed of engines."""
     rest = {name: share for name, share in profile.loop.items() if name != "train"}
+    step_s = profile.wall_s / profile.num_steps
     row = {
         "R/T": label,
         "R": rollout_s,
-        "T": update_s,
-        "wall": profile.step_s,
-        "overlap": max(rollout_s, update_s) / profile.step_s,
+        "T": update_s(profile),
+        "T alone": alone_s,
+        "step": step_s,
+        "overlap": max(rollout_s, update_s(profile)) / step_s,
         "profile": profile.overlap,
         "loop": profile.loop,
     }
     causes = ", ".join(f"{name} {share:.1%}" for name, share in sorted(rest.items(), key=lambda it: -it[1]))
     print(
-        f"R/T {label:>5}  R {rollout_s:6.3f} s  T {update_s:6.3f} s  wall {profile.step_s:6.3f} s  "
-        f"overlap {row['overlap']:.3f}  profile {profile.overlap:.3f}  causes: {causes}",
+        f"R/T {label:>5}  R {rollout_s:6.3f} s  T {row['T']:6.3f} s ({alone_s:.3f} s alone)  "
+        f"step {step_s:6.3f} s  overlap {row['overlap']:.3f}  profile {profile.overlap:.3f}  causes: {causes}",
         flush=True,
     )
     return row
