@@ -120,7 +120,8 @@ def figures(label: str, rollout_s: float, alone_s: float, profile: Profile) -> d
     causes = ", ".join(f"{name} {share:.1%}" for name, share in sorted(rest.items(), key=lambda it: -it[1]))
     print(
         f"R/T {label:>5}  R {rollout_s:6.3f} s  T {row['T']:6.3f} s ({alone_s:.3f} s alone)  "
-        f"step {step_s:6.3f} s  overlap {row['overlap']:.3f}  profile {profile.overlap:.3f}  causes: {causes}",
+        f"step {step_s:6.3f} s  overlap {row['overlap']:.3f}  profile {profile.overlap:.3f}  "
+        f"causes: {causes}",
         flush=True,
     )
     return row
