@@ -13,8 +13,8 @@ seconds for a step's groups, a share of what the update took alone, for each of 
     profile  the same by `alphadrive profile`: the busier part's share of the time
     causes   what the train loop spent the rest on
 
-`--real` runs vLLM engines instead, once, as `alphadrive profile` would: there only `profile` is known, as two
-cores are not enough for engine and learner at once.
+`--real` adds a run with vLLM engines, whose R is not known: there T beside T alone says how much engine and
+learner take from each other on two cores, and the report of `alphadrive profile` is printed.
 """
 
 import argparse
@@ -45,15 +45,13 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.9, 1.5])
     parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--groups-per-step", type=int, default=64)
-    parser.add_argument("--real", action="store_true", help="vLLM engines instead of sleeping ones")
+    parser.add_argument("--real", action="store_true", help="also with vLLM engines")
     parser.add_argument("--json", type=Path)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         config = config_of(args, Path(folder))
-        if args.real:
-            print(report_text("real engines", measured(config, RolloutActor)))
-            return
+        real = measured(config, RolloutActor) if args.real else None
         cluster.grpo.canary_limit_and_queries = without_limit  # type: ignore[assignment]
         alone = measured(config, sleeping_actor(0.0))
         alone_s = update_s(alone)
@@ -62,6 +60,9 @@ def main() -> None:
             draw_s = share * alone_s * SEATS / config.grpo.groups_per_step
             profile = measured(config, sleeping_actor(draw_s))
             found.append(figures(f"{share:g}", share * alone_s, alone_s, profile))
+    if real is not None:
+        found.append(figures("real", 0.0, alone_s, real))
+        print(report_text("real engines", real))
     if args.json:
         args.json.write_text(json.dumps(found, indent=2))
 
