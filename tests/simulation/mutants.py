@@ -249,9 +249,9 @@ ENGINE_MUTANTS = (
     one(
         "groups go to engines that are not proved",
         15,
-        "cluster.dispatch:choose",
-        "engine.state is not WorkerState.SERVING",
-        "not engine.is_up",
+        "cluster.load_index:is_open",
+        "engine.state is WorkerState.SERVING",
+        "engine.is_up",
     ),
     one(
         "what an engine returns is not checked",
