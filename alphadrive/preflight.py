@@ -18,7 +18,7 @@ from alphadrive.data.scenes import check_apart
 from alphadrive.dataset_check import DatasetLengths, check_dataset
 from alphadrive.errors import ConfigError, DataError, ModelError
 from alphadrive.lora_targets import num_adapter_parameters
-from alphadrive.model_folder import num_parameters, read_json
+from alphadrive.model_folder import num_parameters, num_vision_parameters, read_json
 from alphadrive.model_source import model_folder_of
 from alphadrive.resources import FIRST_IMPORTED, shadowed_packages
 
@@ -55,7 +55,8 @@ def check_run(config: Config, stage: Stage, *, remember: bool = True) -> RunChec
     adapter = 0
     if stage != "eval" and config.learner.lora_rank:
         adapter = num_adapter_parameters(folder, config.learner)
-    memory_bytes = check_memory(config, stage, parameters, num_adapter=adapter)
+    frozen = num_vision_parameters(folder) if config.learner.freeze_vision else 0
+    memory_bytes = check_memory(config, stage, parameters, num_adapter=adapter, num_frozen=frozen)
     if stage != "eval":
         check_disk(config, parameters, num_adapter=adapter)
     if stage != "sft":

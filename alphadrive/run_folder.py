@@ -9,6 +9,7 @@
       rollouts/*.parquet   see `alphadrive.rollout_writer`
       checkpoints/         see `alphadrive.checkpoints`
       nonfinite/*.json     see `cluster.nonfinite`
+      spans.jsonl, timeline.json   see `alphadrive.profiling`
       report.html          see `alphadrive.report`
       .lock                held by the process that writes the run
 
@@ -42,6 +43,7 @@ from alphadrive.rewind import (
     drop_step_files,
     drop_unfinished,
 )
+from alphadrive.secrets import redacted
 from alphadrive.trackers import Tracker, trackers_for
 
 LEDGER_FILE = "ledger.json"
@@ -169,14 +171,18 @@ class RunFolder:
         else:
             self._unwritten.clear()
 
+    def add_tracker(self, tracker: Tracker) -> None:
+        """Send the metrics of steps to one more tracker."""
+        self._trackers.append(tracker)
+
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Write `summary.json` atomically. Raises ValueError for a number that is not finite."""
-        write_json(self.summary_path, summary)
+        write_json(self.summary_path, redacted(dict(summary)))
 
     def write_status(self, status: Mapping[str, object]) -> None:
         """Write `status.json` atomically; a full disk leaves the one before."""
         try:
-            write_json(self.status_path, status)
+            write_json(self.status_path, redacted(dict(status)))
         except OSError as error:
             log.error("%s: cannot be written: %s", self.status_path, error)
 

@@ -5,6 +5,7 @@ No engines, no rewards; the same gang of ranks, run folder, checkpoints and sign
 
 import asyncio
 import time
+from typing import cast
 
 from alphadrive import metric_names as names
 from alphadrive.data.fetching import local_folder, place_for_others
@@ -14,8 +15,10 @@ from cluster.launch import Attempt
 from cluster.learner_group import LearnerGroup
 from cluster.nodes import watch_nodes
 from cluster.nonfinite import NonFiniteSteps
+from cluster.profiler import profiled
 from cluster.recovery import train_with_restarts
 from cluster.row_order import RowOrder, row_order
+from cluster.traced import TracedSft
 
 
 async def train_sft(attempt: Attempt) -> None:
@@ -35,7 +38,7 @@ async def train_sft(attempt: Attempt) -> None:
     attempt.watched.learner = learner
     nodes = asyncio.create_task(watch_nodes((learner,)))
     try:
-        await train_with_restarts(attempt, learner, lambda: _steps(attempt, learner))
+        await train_with_restarts(attempt, learner, lambda: _recorded_steps(attempt, learner))
         if not attempt.stop.was_asked:
             attempt.status.write(status="finished")
     finally:
@@ -56,6 +59,11 @@ def batch_rows(order: RowOrder, num_rows: int, batch_size: int, step: int) -> li
         start = max(0, first - epoch * num_rows)
         rows += order.epoch_rows(epoch)[start : start + batch_size - len(rows)]
     return rows
+
+
+async def _recorded_steps(attempt: Attempt, learner: LearnerGroup) -> None:
+    async with profiled(attempt) as is_recorded:
+        await _steps(attempt, cast(LearnerGroup, TracedSft(learner)) if is_recorded else learner)
 
 
 async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
