@@ -35,29 +35,15 @@ def local_folder(place: str) -> Path:
     """
     if not is_address(place):
         return Path(place)
-    address, _, expected = place.partition("#")
-    if problem := address_problem(address):
-        raise DataError(f"dataset: {problem}")
-    if expected and (_cache() / expected).is_dir():
-        return _cache() / expected
+    address, folder = place.partition("#")[0], _copy_of(place)
+    if folder.is_dir():
+        return folder
     try:
-        store = Store.at(address)
-        key = _key(address, store)
-        if expected and key != expected:
-            raise DataError(
-                f"{address}: is not what the driver found there: {key}, expected {expected}; data must not "
-                "change while a run goes on; put it back, or write changed data to another address"
-            )
-        folder = _cache() / key
-        if not folder.is_dir():
-            with wait_for_lock(_cache() / f"{key}.lock"):
-                if not folder.is_dir():
-                    _fetch(address, store, folder)
+        with wait_for_lock(folder.with_name(f"{folder.name}.lock")):
+            if not folder.is_dir():
+                _fetch(address, Store.at(address), folder)
     except OSError as error:
-        raise DataError(
-            f"{address}: cannot be copied to {_cache()}: {error}; credentials, region and endpoint are taken "
-            "from the environment (docs/submitting.md)"
-        ) from error
+        raise DataError(_unreadable(address, error)) from error
     return folder
 
 
@@ -67,8 +53,42 @@ def place_for_others(place: str) -> str:
     return f"{place}#{local_folder(place).name}" if is_address(place) else str(Path(place).resolve())
 
 
-def _key(address: str, store: Store) -> str:
-    return hashlib.sha256(json.dumps([address, store.versions()]).encode()).hexdigest()[:32]
+def access_problem(place: str) -> str | None:
+    """What keeps this machine from copying the data that `place_for_others` gave, in a line; None when
+    nothing does. Copies nothing."""
+    try:
+        _copy_of(place)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _copy_of(place: str) -> Path:
+    """Where the copy of an address is, or is to be. Raises DataError when there is none and the address
+    cannot be read, or holds another version."""
+    address, _, expected = place.partition("#")
+    if problem := address_problem(address):
+        raise DataError(f"dataset: {problem}")
+    if expected and (_cache() / expected).is_dir():
+        return _cache() / expected
+    try:
+        listing = json.dumps([address, Store.at(address).versions()])
+    except OSError as error:
+        raise DataError(_unreadable(address, error)) from error
+    key = hashlib.sha256(listing.encode()).hexdigest()[:32]
+    if expected and key != expected:
+        raise DataError(
+            f"{address}: is not what the driver found there: {key}, expected {expected}; data must not "
+            "change while a run goes on; put it back, or write changed data to another address"
+        )
+    return _cache() / key
+
+
+def _unreadable(address: str, error: OSError) -> str:
+    return (
+        f"{address}: cannot be copied to {_cache()}: {error}; credentials, region and endpoint are taken "
+        "from the environment (docs/submitting.md)"
+    )
 
 
 def _fetch(place: str, store: Store, folder: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from alphadrive.data import fetching
-from alphadrive.data.fetching import local_folder, place_for_others
+from alphadrive.data.fetching import access_problem, local_folder, place_for_others
 from alphadrive.data.parquet import DrivingDataset, write_records
 from alphadrive.errors import DataError
 from alphadrive.object_store import Store
@@ -59,9 +59,14 @@ def test_a_dataset_is_copied_once_and_again_when_it_has_changed(address, upload,
 def test_workers_read_the_data_that_the_driver_read_or_none(address, upload, cache, monkeypatch):
     records = upload(5)
     place = place_for_others(address)
+    another_machine = cache.parent / "on another machine"
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(another_machine))
+        assert access_problem(place) is None and not another_machine.exists()
     upload(7)
     assert list(DrivingDataset(again(place)).records()) == records
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent / "on another machine"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(another_machine))
+    assert "is not what the driver found there" in access_problem(place)
     with pytest.raises(DataError, match=r"is not what the driver found there.*must not change"):
         again(place)
     assert len(DrivingDataset(again(place_for_others(address)))) == 7
