@@ -1,5 +1,6 @@
 """Addresses, and files at them."""
 
+import boto3
 import pytest
 
 from alphadrive.config import default_config
@@ -44,6 +45,14 @@ def test_a_bucket_that_is_not_there_takes_nothing(s3, tmp_path):
     (tmp_path / "source").write_text("x")
     with pytest.raises(OSError, match="NO_SUCH_BUCKET"):
         Store.at("s3://nobody-s/place").put(tmp_path / "source", "x")
+
+
+def test_a_name_that_leads_out_of_its_folder_is_refused(s3, s3_environment):
+    bucket, _, folder = s3.removeprefix("s3://").partition("/")
+    client = boto3.client("s3", endpoint_url=s3_environment["AWS_ENDPOINT_URL"])
+    client.put_object(Bucket=bucket, Key=f"{folder}/checkpoints/../../../evil", Body=b"x")
+    with pytest.raises(OSError, match="leads out of it"):
+        Store.at(s3).files("checkpoints")
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/path", "gs://bucket/a/b", "file:///shared/train"])
