@@ -5,21 +5,18 @@ import dataclasses
 import functools
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import DOCS, ROOT, blocks
 
 from alphadrive.cli import parse_arguments
 from alphadrive.config import Config, config_file, default_config, load_config, valid_keys
 from alphadrive.config_checks import get_key
 from alphadrive.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(DOCS.glob("*.md"))]
-PAGES = [page for page in PAGES if page.is_file()]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
@@ -50,14 +47,6 @@ def test_the_default_of_a_key_is_the_documented_one(key: str) -> None:
 
 
 # Commands and YAML
-
-
-def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """The code blocks of a page: what they are of (may be nothing), and their text."""
-    for found in re.finditer(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S):
-        yield found[1], found[2]
-    indented = re.findall(r"(?:^    .*\n)+", page.read_text(), re.M)
-    yield from (("", re.sub(r"^    ", "", text, flags=re.M)) for text in indented)
 
 
 def commands(page: Path) -> list[str]:
