@@ -65,8 +65,8 @@ def prepare_environment(device: str, *, in_process: bool = False) -> None:
 
 
 def stay_on_loopback() -> None:
-    """Have gloo, NCCL and vLLM, where they open ports, open them on loopback: for processes that all are on this
-    machine. Otherwise they take the address that the machine's name stands for."""
+    """Have gloo, NCCL and vLLM, where they open ports, open them on loopback: for processes that all are on
+    this machine. Otherwise they take the address that the machine's name stands for."""
     for name, value in ON_LOOPBACK.items():
         os.environ.setdefault(name, value)
 
