@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alphadrive.config import Config
+from alphadrive.data.fetching import local_folder
 from alphadrive.rollout_writer import RolloutWriter
 from alphadrive.types import DrivingQuery, GroupHeader, RolloutGroup, ScoredGroup, StepResult, WeightVersion
 from cluster.actors import largest_differences, scored_or_error
@@ -73,7 +74,7 @@ async def train_in_process(attempt: Attempt) -> None:
         world_size=1,
         meeting_point=point_on_this_machine(attempt.run.path),
         model_folder=attempt.model_folder,
-        dataset_folder=Path(config.data.train),
+        dataset_folder=local_folder(config.data.train),
         attempt=attempt.version.attempt,
     )
     engine = await InProcessEngine.start(settings_of_engine(attempt, 0), "engine-0")
@@ -217,6 +218,7 @@ class DirectSync:
         self.seconds: list[float] = []
         self.canary_differences: list[float] = []
         self.paused_seconds: list[float] = []
+        self.latest: dict[str, float] = {}
         self._engine, self._rank, self._queries, self._limit = engine, rank, queries, limit
         self._sampling = canary_sampling(temperature)
 

@@ -1,7 +1,8 @@
 """Ray for the length of one command: a private local cluster, or the one RAY_ADDRESS names.
 
 A local cluster (`cluster.private_cluster`) is closed to others, and gone when the session ends, with every
-process that was started in it.
+process that was started in it. A cluster that was joined (a submitted job's, for which Ray sets RAY_ADDRESS)
+goes on: Ray ends the actors of a driver that leaves, no process of it is touched.
 """
 
 import logging
@@ -12,8 +13,9 @@ from typing import Any
 
 import ray
 
-from alphadrive.errors import ClusterError
+from alphadrive.errors import ClusterError, ConfigError
 from cluster import private_cluster
+from cluster.authentication import choose_authentication
 from cluster.processes import ProcessTree, end_processes
 from cluster.stopping import signals_deferred
 
@@ -29,22 +31,38 @@ def ray_session(num_gpus: float, tree: ProcessTree) -> Iterator[None]:
 
     Raises ClusterError when Ray does not come up.
     """
-    address = os.environ.get("RAY_ADDRESS")
-    with nullcontext() if address else private_cluster.closed_to_others():
+    address = cluster_to_join()
+    with private_cluster.closed_to_others() if address is None else nullcontext():
         before = tree.descendants()
         try:
             with signals_deferred():
-                if address:
-                    _init(address=address)
-                else:
+                if address is None:
                     _start_local(num_gpus, tree)
+                else:
+                    choose_authentication()
+                    _init(address=address)
             yield
         finally:
             started = tree.descendants() - before
             with signals_deferred():
                 ray.shutdown()
-                if not address:
+                if address is None:
                     end_processes(started)
+
+
+def cluster_to_join() -> str | None:
+    """The address of the cluster that RAY_ADDRESS names; None when there is none, and one is to be started.
+
+    Raises ConfigError for an address that only other commands of Ray take.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "://" in address:
+        raise ConfigError(
+            f"RAY_ADDRESS={address}: a run joins a cluster from one of its nodes, by host:6379 or auto; from "
+            "elsewhere give it to `ray job submit` (docs/submitting.md), or unset RAY_ADDRESS to start a "
+            "cluster here"
+        )
+    return None if address in ("", "local") else address
 
 
 def _start_local(num_gpus: float, tree: ProcessTree) -> None:
@@ -69,9 +87,3 @@ def _init(**options: Any) -> None:
     except Exception as error:  # Ray raises bare Exceptions here
         first_line = str(error).strip().partition("\n")[0]
         raise ClusterError(f"Ray did not start or answer at {options['address']!r}: {first_line}") from error
-
-
-def cluster_size() -> tuple[float, float]:
-    """CPUs and GPUs of the cluster."""
-    resources = ray.cluster_resources()
-    return resources.get("CPU", 0.0), resources.get("GPU", 0.0)

@@ -5,6 +5,7 @@ What it opens to others meanwhile is compared with SECURITY.md.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -109,6 +110,12 @@ def test_a_live_run_is_looked_at_grown_and_ended_with_a_checkpoint(tmp_path):
         refused = strangers(address)
         scaled = alphadrive("scale", str(folder), "--rollout-workers", "2", "--wait")
         after = status_of(folder)
+        standing = alphadrive("stack", str(folder))
+        process.send_signal(signal.SIGSTOP)
+        try:
+            without_driver = alphadrive("stack", str(folder))
+        finally:
+            process.send_signal(signal.SIGCONT)
         started = psutil.Process(process.pid).children(recursive=True)
         opened = listeners([psutil.Process(process.pid), *started])
         lines = command_lines([psutil.Process(process.pid), *started])
@@ -126,6 +133,14 @@ def test_a_live_run_is_looked_at_grown_and_ended_with_a_checkpoint(tmp_path):
     engines = [worker for worker in after["workers"] if worker["kind"] == "rollout"]
     assert len(engines) == 2 and len({engine["pid"] for engine in engines}) == 2
     assert after["step"] > before["step"]
+    workers = [worker["id"] for worker in after["workers"]]
+    for shown in (standing, without_driver):
+        places = [line.split()[1] for line in shown.splitlines() if line.startswith("== ")]
+        assert places[0] == "driver" and {*workers, "control"} <= set(places)
+        assert shown.count("VLLM::EngineCore") == 2 and "run_engine_core" in shown
+        assert "rewards.variant=random" not in shown  # no arguments of commands: they may hold a key
+    assert "asyncio" in standing and f"kill -CONT {process.pid}" not in standing
+    assert f"kill -CONT {process.pid}" in without_driver
     assert "interrupted (stopped by `alphadrive stop`)" in stopped and "with a checkpoint" in stopped
     last = json.loads((folder / "status.json").read_text())
     assert CheckpointStore(folder / "checkpoints").latest().step == last["step"] >= after["step"]
