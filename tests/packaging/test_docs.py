@@ -57,7 +57,7 @@ def commands(page: Path) -> list[str]:
         if kind in ("python", "yaml", "json"):
             continue
         for line in text.replace("\\\n", " ").splitlines():
-            line = re.sub(r"^\$ ", "", line.strip())
+            line = re.split(r"\s{3,}", re.sub(r"^\$ ", "", line.strip()))[0]  # what follows says what it does
             if line.startswith("alphadrive ") and not re.search(r"…|\[--|\.\.\.|\{\w+,|<\w+>|\|", line):
                 found.append(line)
     return found
