@@ -166,6 +166,20 @@ def test_the_index_lists_every_page() -> None:
     assert pages - listed == set(), "docs/README.md does not list these"
 
 
+# SECURITY.md
+
+
+def test_every_rule_of_security_names_code_and_tests_that_are_there() -> None:
+    rows = re.findall(r"^\| \*\*(S\d+)\*\* (.*) \|$", (ROOT / "SECURITY.md").read_text(), re.M)
+    assert {rule for rule, _ in rows} == {f"S{number}" for number in range(1, 11)}
+    for rule, text in rows:
+        named = re.findall(
+            r"`((?:alphadrive|cluster|learner|rewards|rollout|requirements|tests)/[\w./*]+)`", text
+        )
+        assert any(path.startswith("tests/") for path in named), rule
+        assert [path for path in named if not list(ROOT.glob(path.rstrip("/")))] == [], rule
+
+
 # docs/supported-versions.md
 
 
