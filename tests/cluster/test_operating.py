@@ -126,6 +126,13 @@ def test_a_live_run_is_looked_at_grown_and_ended_with_a_checkpoint(tmp_path):
         process.kill()
         for each in refused:
             each.kill()
+    assert_closed_to_others(opened, address)
+    assert [each.returncode for each in refused] == [1, 1]
+    assert all("inside" not in out and "Failed to connect" in error for out, error in said), said
+    token = (Path.home() / ".ray" / "auth_token").read_text()
+    for secret in (CANARY, token):
+        assert secret not in lines and secret not in log.read_text()
+        assert files_with(folder, secret) == []
     assert before["live"] and before["status"] == "running"
     assert {worker["kind"] for worker in before["workers"]} == {"rollout", "reward", "learner"}
     assert before["throughput"]["samples_per_s"] > 0
@@ -137,7 +144,7 @@ def test_a_live_run_is_looked_at_grown_and_ended_with_a_checkpoint(tmp_path):
     for shown in (standing, without_driver):
         places = [line.split()[1] for line in shown.splitlines() if line.startswith("== ")]
         assert places[0] == "driver" and {*workers, "control"} <= set(places)
-        assert shown.count("VLLM::EngineCore") == 2 and "run_engine_core" in shown
+        assert shown.count("VLLM::EngineCore") == 2 and "run_engine_core" in shown, shown
         assert "rewards.variant=random" not in shown  # no arguments of commands: they may hold a key
     assert "asyncio" in standing and f"kill -CONT {process.pid}" not in standing
     assert f"kill -CONT {process.pid}" in without_driver
@@ -146,13 +153,6 @@ def test_a_live_run_is_looked_at_grown_and_ended_with_a_checkpoint(tmp_path):
     assert CheckpointStore(folder / "checkpoints").latest().step == last["step"] >= after["step"]
     assert process.returncode == 130
     assert [child.pid for child in started if is_alive(child)] == []
-    assert_closed_to_others(opened, address)
-    assert [each.returncode for each in refused] == [1, 1]
-    assert all("inside" not in out and "Failed to connect" in error for out, error in said), said
-    token = (Path.home() / ".ray" / "auth_token").read_text()
-    for secret in (CANARY, token):
-        assert secret not in lines and secret not in log.read_text()
-        assert files_with(folder, secret) == []
 
 
 def assert_closed_to_others(opened, address):
