@@ -1,14 +1,11 @@
 """What `deploy/` ships: linted, checked against the schemas of Kubernetes and KubeRay, and held to this
-project's commands, keys and locks. The Slurm script runs against programs that stand in for Slurm's."""
+project's commands, keys and locks."""
 
 import inspect
-import os
 import re
 import shlex
-import signal
 import subprocess
 import sysconfig
-import time
 from pathlib import Path
 
 import jsonschema
@@ -62,6 +59,7 @@ RAY_JOB = closed(
         entrypoint={"type": "string"},
         submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode"]},
         backoffLimit=COUNT,
+        submitterPodTemplate=TEMPLATE,
         shutdownAfterJobFinishes={"type": "boolean"},
         ttlSecondsAfterFinished=COUNT,
         rayClusterSpec=closed(
@@ -69,7 +67,7 @@ RAY_JOB = closed(
             rayVersion={"type": "string"},
             authOptions=closed(["mode"], mode={"const": "token"}, secretName={"type": "string"}),
             enableInTreeAutoscaling={"type": "boolean"},
-            autoscalerOptions=closed([], idleTimeoutSeconds=COUNT),
+            autoscalerOptions=closed([], idleTimeoutSeconds=COUNT, securityContext={"type": "object"}),
             headGroupSpec=HEAD_GROUP,
             workerGroupSpecs={"type": "array", "items": WORKER_GROUP, "minItems": 1},
         ),
@@ -97,8 +95,14 @@ def entrypoint(job):
     return args, load_config(args.config, args.overrides)
 
 
-def pod_of(name, group):
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": group["template"]["spec"]}
+def pod_of(name, template):
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": template["spec"]}
+
+
+def templates(job):
+    """Every pod of the job by the name of its group; `submitter` is that of the submission."""
+    of_groups = {name: group["template"] for name, group in groups(job).items()}
+    return of_groups | {"submitter": job["spec"]["submitterPodTemplate"]}
 
 
 def lint(program, *arguments):
@@ -121,13 +125,13 @@ def test_the_manifests_fit_the_schemas_of_kubernetes_and_kuberay():
     claim, job = manifests()
     kubernetes_validate.validate(claim, KUBERNETES, strict=True)
     jsonschema.validate(job, RAY_JOB)
-    for name, group in groups(job).items():
-        kubernetes_validate.validate(pod_of(name, group), KUBERNETES, strict=True)
+    for name, template in templates(job).items():
+        kubernetes_validate.validate(pod_of(name, template), KUBERNETES, strict=True)
 
 
 def test_a_slip_in_a_pod_or_in_the_job_is_seen():
     _, job = manifests()
-    pod = pod_of("head", groups(job)["head"])
+    pod = pod_of("head", templates(job)["head"])
     pod["spec"]["containers"][0]["volumeMount"] = []
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
@@ -178,15 +182,22 @@ def test_ray_is_the_locked_one_and_knows_every_parameter():
     assert set(re.findall(r"--([a-z-]+)", of_ray)) <= known
 
 
-def test_every_pod_is_confined_and_reaches_the_shared_volume():
-    claim, job = manifests()
-    for name, group in groups(job).items():
-        pod = group["template"]["spec"]
+def test_every_pod_is_confined():
+    _, job = manifests()
+    confined = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert job["spec"]["rayClusterSpec"]["autoscalerOptions"]["securityContext"] == confined
+    for name, template in templates(job).items():
+        pod = template["spec"]
         assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == 10001
+        assert [container["securityContext"] for container in pod["containers"]] == [confined]
+        assert pod["automountServiceAccountToken"] == (name == "head")
+
+
+def test_every_node_has_the_shared_volume_and_shared_memory():
+    claim, job = manifests()
+    for group in groups(job).values():
+        pod = group["template"]["spec"]
         (container,) = pod["containers"]
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}
-        }  # fmt: skip
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
         assert mounted["/shared"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
@@ -194,7 +205,6 @@ def test_every_pod_is_confined_and_reaches_the_shared_volume():
         assert shm["medium"] == "Memory"
         memory = container["resources"]["limits"]["memory"]
         assert int(shm["sizeLimit"].removesuffix("Gi")) < int(memory.removesuffix("Gi"))
-        assert pod["automountServiceAccountToken"] == (name == "head")
 
 
 def test_the_token_comes_from_a_secret_and_nothing_secret_is_in_the_files():
@@ -242,99 +252,3 @@ def test_the_image_gets_all_that_an_installation_reads_and_nothing_else():
         packages | {"pyproject.toml", "README.md", "requirements", "configs", "assets", "site_hooks"} <= taken
     )
     assert not taken & {".git", ".venv", "runs", "data", "tests"}
-
-
-SLURM = {
-    "scontrol": 'if [ "$1" = show ]; then printf "nodeA\\nnodeB\\n"; else echo "$*" >>"$LOG"; fi',
-    "getent": "echo 10.0.0.1 STREAM nodeA",
-    "srun": 'echo "srun $*" >>"$LOG"; trap "exit 0" TERM; while :; do sleep 0.05; done',
-    "python": "echo ${NODES_UP:-2}",
-    "alphadrive": """\
-{ echo "alphadrive $*"; stat -c "token %a" "$RAY_AUTH_TOKEN_PATH"; wc -c <"$RAY_AUTH_TOKEN_PATH"
-  echo "$RAY_ADDRESS $RAY_AUTH_MODE"; echo up; } >>"$LOG"
-trap 'sleep 0.3; echo checkpoint >>"$LOG"; exit 143' TERM
-while [ ! -e "$LOG.finish" ]; do sleep 0.05; done
-exit "$(cat "$LOG.finish")" """,
-}
-
-
-@pytest.fixture
-def slurm(tmp_path):
-    """Starts the script on two nodes that are none; gives the process and the file of what was called."""
-    programs = tmp_path / "venv" / "bin"
-    programs.mkdir(parents=True)
-    for name, text in SLURM.items():
-        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
-        (programs / name).chmod(0o755)
-    log = tmp_path / "log"
-    log.touch()
-    started = []
-
-    def start(**environment):
-        given = {
-            "HOME": str(tmp_path), "ALPHADRIVE_VENV": str(programs.parent), "LOG": str(log),
-            "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[A-B]",
-        }  # fmt: skip
-        command = ["bash", str(DEPLOY / "slurm.sbatch"), "grpo", "debug", "run.name=first"]
-        process = subprocess.Popen(command, env=os.environ | given | environment, stderr=subprocess.PIPE)
-        started.append(process)
-        return process, log
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(10)
-        process.stderr.close()
-
-
-def wait_for(log, line):
-    deadline_s = time.monotonic() + 60
-    while line not in log.read_text().splitlines():
-        assert time.monotonic() < deadline_s, log.read_text()
-        time.sleep(0.02)
-
-
-def test_a_slurm_job_starts_ray_behind_a_token_on_every_node_and_ends_with_the_run(slurm, tmp_path):
-    process, log = slurm()
-    wait_for(log, "up")
-    (tmp_path / "log.finish").write_text("3")
-    assert process.wait(30) == 3
-    said = log.read_text()
-    head, worker = sorted(
-        (line for line in said.splitlines() if "srun" in line), key=lambda x: "--head" not in x
-    )
-    assert (
-        "--nodelist=nodeA" in head
-        and "--labels=pool=learner" in head
-        and "--node-ip-address=10.0.0.1" in head
-    )
-    assert "--nodelist=nodeB" in worker and "--labels=pool=rollout --" in worker
-    assert worker.endswith("--address=10.0.0.1:6379")
-    assert "alphadrive grpo debug run.name=first --resume" in said
-    assert "token 600\n64\n10.0.0.1:6379 token\n" in said and "requeue" not in said
-    assert list((tmp_path / ".ray").iterdir()) == []
-
-
-def test_a_slurm_job_whose_time_is_over_ends_with_a_checkpoint_and_is_queued_again(slurm, tmp_path):
-    process, log = slurm()
-    wait_for(log, "up")
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait(30) == 143
-    assert log.read_text().splitlines()[-2:] == ["checkpoint", "requeue 7"]
-    assert list((tmp_path / ".ray").iterdir()) == []
-
-
-def test_a_slurm_job_that_is_cancelled_ends_with_a_checkpoint_and_stays_away(slurm):
-    process, log = slurm()
-    wait_for(log, "up")
-    process.terminate()
-    assert process.wait(30) == 143
-    assert log.read_text().splitlines()[-1] == "checkpoint"
-
-
-def test_a_slurm_job_whose_nodes_do_not_come_up_says_so(slurm, tmp_path):
-    process, log = slurm(NODES_UP="1", ALPHADRIVE_NODES_TIMEOUT_S="0")
-    assert process.wait(30) == 1
-    assert b"Ray has not come up on all 2 nodes in 0 s" in process.stderr.read()
-    assert "alphadrive" not in log.read_text() and list((tmp_path / ".ray").iterdir()) == []
