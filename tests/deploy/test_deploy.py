@@ -25,7 +25,12 @@ GPU_LOCK = lock_pins(ROOT / "requirements" / "gpu.lock")
 
 COUNT = {"type": "integer", "minimum": 0}
 TEMPLATE = {"type": "object", "required": ["spec"]}
-PARAMETERS = {"type": "object", "additionalProperties": {"type": "string"}}
+PARAMETERS = {
+    "type": "object", "additionalProperties": {"type": "string"},
+    "propertyNames": {"not": {"enum": ["labels", "resources", "num-gpus", "memory"]}},
+}  # fmt: skip
+"""KubeRay refuses labels here; resources are the pod's limits."""
+LABELS = {"type": "object", "additionalProperties": {"type": "string"}}
 
 
 def closed(required, **properties):
@@ -46,6 +51,7 @@ WORKER_GROUP = closed(
     replicas=COUNT,
     minReplicas=COUNT,
     maxReplicas=COUNT,
+    labels=LABELS,
     rayStartParams=PARAMETERS,
     template=TEMPLATE,
 )
@@ -67,7 +73,12 @@ RAY_JOB = closed(
             rayVersion={"type": "string"},
             authOptions=closed(["mode"], mode={"const": "token"}, secretName={"type": "string"}),
             enableInTreeAutoscaling={"type": "boolean"},
-            autoscalerOptions=closed([], idleTimeoutSeconds=COUNT, securityContext={"type": "object"}),
+            autoscalerOptions=closed(
+                ["version"],
+                version={"enum": ["v1", "v2"]},
+                idleTimeoutSeconds=COUNT,
+                securityContext={"type": "object"},
+            ),
             headGroupSpec=HEAD_GROUP,
             workerGroupSpecs={"type": "array", "items": WORKER_GROUP, "minItems": 1},
         ),
@@ -135,9 +146,11 @@ def test_a_slip_in_a_pod_or_in_the_job_is_seen():
     pod["spec"]["containers"][0]["volumeMount"] = []
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
-    job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] = 0
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(job, RAY_JOB)
+    parameters = groups(job)["head"]["rayStartParams"]
+    for slip in ({"num-cpus": 0}, {"labels": "pool=head"}):
+        groups(job)["head"]["rayStartParams"] = parameters | slip
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(job, RAY_JOB)
 
 
 def test_the_entrypoint_is_a_command_of_this_project_that_can_be_repeated():
@@ -149,21 +162,34 @@ def test_the_entrypoint_is_a_command_of_this_project_that_can_be_repeated():
     assert config.run.name == job["metadata"]["name"]
 
 
-def test_the_nodes_have_the_gpus_that_the_run_asks_for():
+def as_ray_sees_it(job):
+    """The node types that Ray's autoscaler reads from the manifest."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    resource = {"metadata": {"name": "x", "namespace": "default"}, "spec": job["spec"]["rayClusterSpec"]}
+    return _derive_autoscaling_config_from_ray_cr(resource)["available_node_types"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own
+def test_the_nodes_have_the_gpus_that_the_run_asks_for_and_the_labels_of_its_pools():
     _, job = manifests()
     _, config = entrypoint(job)
-    by_name = groups(job)
-
-    def gpus(name):
-        (container,) = by_name[name]["template"]["spec"]["containers"]
-        assert container["resources"]["limits"] == container["resources"]["requests"]
-        return int(container["resources"]["limits"]["nvidia.com/gpu"]) * by_name[name]["replicas"]
-
-    assert gpus("learner") == config.learner.num_ranks * config.learner.gpus_per_rank
-    assert gpus("rollout") == config.rollout.num_workers * config.rollout.gpus_per_worker
-    assert {name: group["rayStartParams"].get("labels") for name, group in by_name.items()} == {
-        "head": None, "learner": "pool=learner", "rollout": "pool=rollout"
+    types = as_ray_sees_it(job)
+    assert {name: node["labels"] for name, node in types.items()} == {
+        "headgroup": {}, "learner": {"pool": "learner"}, "rollout": {"pool": "rollout"}
     }  # fmt: skip
+    assert types["headgroup"]["resources"]["CPU"] == 0
+    learner, rollout = types["learner"], types["rollout"]
+    ranks = config.learner.num_ranks
+    assert learner["resources"]["GPU"] * learner["min_workers"] == ranks * config.learner.gpus_per_rank
+    assert learner["resources"]["CPU"] * learner["min_workers"] >= ranks * config.learner.cpus_per_rank
+    engines = config.rollout.num_workers
+    assert rollout["resources"]["GPU"] == config.rollout.gpus_per_worker
+    assert rollout["resources"]["CPU"] >= config.rollout.cpus_per_worker
+    assert 1 <= groups(job)["rollout"]["replicas"] <= engines <= rollout["max_workers"]
+    for group in groups(job).values():
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["resources"]["limits"] == container["resources"]["requests"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own
