@@ -16,6 +16,7 @@ import yaml
 from alphadrive.cli import parse_arguments
 from alphadrive.config import load_config
 from alphadrive.doctor.software import lock_pins
+from alphadrive.pools import parse_pool
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -179,6 +180,9 @@ def test_the_nodes_have_the_gpus_that_the_run_asks_for_and_the_labels_of_its_poo
         "headgroup": {}, "learner": {"pool": "learner"}, "rollout": {"pool": "rollout"}
     }  # fmt: skip
     assert types["headgroup"]["resources"]["CPU"] == 0
+    for key in ("learner_pool", "rollout_pool", "reward_pool"):
+        pool = parse_pool(key, getattr(config.cluster, key))
+        assert pool and any(pool.items() <= node["labels"].items() for node in types.values())
     learner, rollout = types["learner"], types["rollout"]
     ranks = config.learner.num_ranks
     assert learner["resources"]["GPU"] * learner["min_workers"] == ranks * config.learner.gpus_per_rank

@@ -1,12 +1,16 @@
 """The Slurm script on nodes that are none: programs stand in for Slurm's own, for Ray and for the run."""
 
 import os
+import shlex
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+
+from alphadrive.cli import parse_arguments
+from alphadrive.config import load_config
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
@@ -77,7 +81,11 @@ def test_a_slurm_job_starts_ray_behind_a_token_on_every_node_and_ends_with_the_r
     )
     assert "--nodelist=nodeB" in worker and "--labels=pool=rollout --" in worker
     assert worker.endswith("--address=10.0.0.1:6379")
-    assert "alphadrive grpo debug run.name=first --resume" in said
+    (run,) = (line for line in said.splitlines() if line.startswith("alphadrive"))
+    assert run.startswith("alphadrive grpo debug run.name=first cluster.learner_pool=pool=learner cluster.ro")
+    args = parse_arguments(shlex.split(run)[1:])
+    config = load_config(args.config, args.overrides).cluster
+    assert args.resume and config.learner_pool == "pool=learner" and config.rollout_pool == "pool=rollout"
     assert "token 600\n64\n10.0.0.1:6379 token\n" in said and "requeue" not in said
     assert list((tmp_path / ".ray").iterdir()) == []
 
@@ -97,6 +105,14 @@ def test_a_slurm_job_that_is_cancelled_ends_with_a_checkpoint_and_stays_away(slu
     process.terminate()
     assert process.wait(30) == 143
     assert log.read_text().splitlines()[-1] == "checkpoint"
+
+
+def test_with_nodes_of_one_kind_only_no_pool_is_asked_for(slurm, tmp_path):
+    process, log = slurm(ALPHADRIVE_LEARNER_NODES="0")
+    wait_for(log, "up")
+    (tmp_path / "log.finish").write_text("0")
+    assert process.wait(30) == 0
+    assert "pool=learner" not in log.read_text() and "run.name=first --resume" in log.read_text()
 
 
 def test_a_slurm_job_whose_nodes_do_not_come_up_says_so(slurm, tmp_path):
