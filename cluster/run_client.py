@@ -23,6 +23,7 @@ from alphadrive.errors import ClusterError, RunFolderError, RunNotLiveError
 from cluster.authentication import choose_authentication
 from cluster.cluster_file import ClusterFile, has_driver_died
 from cluster.control import is_actor_of
+from cluster.private_cluster import reaching
 from cluster.ray_session import NAMESPACE
 from cluster.status import ENDED, read_status
 
@@ -201,7 +202,8 @@ def _joined(address: str, auth_mode: str | None) -> Iterator[None]:
     """Be a driver of the cluster at `address`. Raises ClusterError."""
     choose_authentication(auth_mode)
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        with reaching(address):
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises bare Exceptions here
         first_line = str(error).strip().partition("\n")[0]
         raise ClusterError(f"Ray at {address} could not be joined: {first_line}") from error

@@ -1,4 +1,7 @@
-"""A real run on the shipped tiny model, looked at, grown and ended from another terminal."""
+"""A real run on the shipped tiny model, looked at, grown and ended from another terminal.
+
+What it opens to others meanwhile is compared with SECURITY.md.
+"""
 
 import json
 import os
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from openness import command_lines, documented_processes, files_with, listeners
 
 from alphadrive.checkpoints import CheckpointStore
 from alphadrive.cli import run as run_command
@@ -20,6 +24,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.e2e]
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+CANARY = "canary-of-a-secret-5d1b0c"
+STRANGER = """
+import sys, ray
+from cluster.private_cluster import reaching
+with reaching(sys.argv[1]):
+    ray.init(address=sys.argv[1], log_to_driver=False)
+print("inside")
+"""
 
 
 def alphadrive(*arguments):
@@ -37,6 +49,18 @@ def alphadrive(*arguments):
 
 def status_of(folder):
     return json.loads(alphadrive("status", str(folder), "--json"))
+
+
+def stranger(address):
+    """Somebody on this machine who has another token."""
+    return subprocess.Popen(
+        [sys.executable, "-c", STRANGER, address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
+        cwd=ROOT,
+    )
 
 
 def wait_for_first_step(folder, process, log):
@@ -71,12 +95,15 @@ def test_a_live_run_is_looked_at_grown_and_ended_with_a_checkpoint(tmp_path):
         process = subprocess.Popen(
             [sys.executable, "-m", "alphadrive.cli", "grpo", "debug", *overrides],
             stderr=stderr,
-            env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
+            env=ENVIRONMENT | {"OMP_NUM_THREADS": "1", "SOME_SERVICE_API_KEY": CANARY},
             cwd=ROOT,
         )
+    refused = None
     try:
         wait_for_first_step(folder, process, log)
         before = status_of(folder)
+        address = json.loads((folder / "cluster.json").read_text())["address"]
+        refused = stranger(address)
         scaled = alphadrive("scale", str(folder), "--rollout-workers", "2", "--wait")
         after = status_of(folder)
         standing = alphadrive("stack", str(folder))
@@ -86,10 +113,15 @@ def test_a_live_run_is_looked_at_grown_and_ended_with_a_checkpoint(tmp_path):
         finally:
             process.send_signal(signal.SIGCONT)
         started = psutil.Process(process.pid).children(recursive=True)
+        opened = listeners([psutil.Process(process.pid), *started])
+        lines = command_lines([psutil.Process(process.pid), *started])
+        said = refused.communicate(timeout=60)
         stopped = alphadrive("stop", str(folder))
         process.wait(timeout=60)
     finally:
         process.kill()
+        if refused is not None:
+            refused.kill()
     assert before["live"] and before["status"] == "running"
     assert {worker["kind"] for worker in before["workers"]} == {"rollout", "reward", "learner"}
     assert before["throughput"]["samples_per_s"] > 0
@@ -110,3 +142,18 @@ def test_a_live_run_is_looked_at_grown_and_ended_with_a_checkpoint(tmp_path):
     assert CheckpointStore(folder / "checkpoints").latest().step == last["step"] >= after["step"]
     assert process.returncode == 130
     assert [child.pid for child in started if is_alive(child)] == []
+    assert_closed_to_others(opened, address)
+    assert refused.returncode == 1 and "inside" not in said[0] and "Failed to connect" in said[1]
+    token = (Path.home() / ".ray" / "auth_token").read_text()
+    for secret in (CANARY, token):
+        assert secret not in lines and secret not in log.read_text()
+        assert files_with(folder, secret) == []
+
+
+def assert_closed_to_others(opened, address):
+    """Whatever listens is on loopback, and in the table of SECURITY.md."""
+    assert address.startswith("127.0.0.1:")
+    assert {each for each in opened if each.address.removeprefix("::ffff:") != "127.0.0.1"} == set()
+    seen = {each.process for each in opened}
+    assert seen - documented_processes() == set()
+    assert {"gcs_server", "raylet", "ray::RolloutActor", "ray::LearnerActor", "VLLM::EngineCore"} <= seen

@@ -23,6 +23,8 @@ COMMANDS = {
     "alphadrive.demo",
     "alphadrive.engine_evaluation",
     "alphadrive.export_command",
+    "alphadrive.plan_command",
+    "alphadrive.profile_command",
     "alphadrive.run_commands",
     "alphadrive.score_command",
     "alphadrive.stack_command",
