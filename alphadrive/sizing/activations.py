@@ -59,7 +59,8 @@ def kept_bytes(
     kept = pack.tokens * (text.layers * text_layer + ends)
     if trains_vision:
         merger = vision.patch_values + vision.width + 3 * vision.merged_width // vision.merge**2
-        kept += pack.patches * (vision.layers * vision_layer + merger * value)
+        norms_and_angles = FLOAT32 * (vision.width * vision.is_gated + 2 * vision.width // vision.heads)
+        kept += pack.patches * (vision.layers * vision_layer + merger * value + norms_and_angles)
     return kept
 
 
