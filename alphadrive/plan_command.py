@@ -36,13 +36,19 @@ def add_plan_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument("--stage", choices=("grpo", "sft"), default="grpo", help="default: grpo")
     parser.add_argument("--gpu", choices=tuple(GPUS), default=DEFAULT_GPU, help=f"default: {DEFAULT_GPU}")
     parser.add_argument(
-        "--rows", type=int, metavar="N", help="rows of an epoch (default: those of data.train)"
+        "--rows", type=_count, metavar="N", help="rows of an epoch (default: those of data.train)"
     )
     parser.add_argument(
-        "--answer-tokens", type=int, metavar="N", help="tokens of a typical answer (default: 80)"
+        "--answer-tokens", type=_count, metavar="N", help="tokens of a typical answer (default: 80)"
     )
     parser.add_argument("--json", action="store_true", help="for machines; keys are in docs/planning.md")
     parser.set_defaults(run=run_plan)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
 
 
 def run_plan(args: argparse.Namespace) -> int:

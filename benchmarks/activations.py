@@ -1,9 +1,10 @@
-"""What the learner's forward and backward pass hold, counted and measured: `python benchmarks/activations.py`.
+"""What a forward and backward pass hold, counted and measured: `python benchmarks/activations.py`.
 
 Two layers each of language model and vision tower in the geometry of a published model, random weights, one
 prompt with an image of 256 patches and one answer, on the CPU. *Kept* are the bytes that autograd saves for
-the backward pass, *peak* is the growth of the process over forward and backward, gradients aside. The count
-is `alphadrive.sizing.activations`'s; the plan of a run rests on it.
+the backward pass, *peak* is the growth of the process over forward and backward, accumulated gradients aside.
+The count is `alphadrive.sizing.activations`'s; the plan of a run rests on it. In bfloat16 a CPU has buffers
+of its own, which no GPU has: there the measured peak says little.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2VLC
 
 sys.path.pop(0)  # this file's own name would hide the package
 
-from alphadrive.sizing.activations import Pack, kept_bytes, working_bytes
+from alphadrive.sizing.activations import Pack, embedding_gradient_bytes, kept_bytes, working_bytes
 from alphadrive.sizing.architecture import architecture_from
 from alphadrive.sizing.published import PUBLISHED
 from learner.batch import TokenRow, build_token_batch
@@ -34,16 +35,18 @@ def main() -> None:
     """Measure every case in a process of its own and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", nargs=3, help="model, dtype and whether to checkpoint: this one, here")
-    case = parser.parse_args().case
-    if case:
-        print(" | ".join(measure(case[0], getattr(torch, case[1]), case[2] == "True")))
+    parser.add_argument("--models", nargs="+", default=list(PUBLISHED), help="default: all (16 GB of memory)")
+    args = parser.parse_args()
+    if args.case:
+        name, dtype_name, checkpointing = args.case
+        print(" | ".join(measure(name, getattr(torch, dtype_name), checkpointing == "True")))
         return
     print(
         "| model | dtype | checkpointing | kept, counted | kept | peak, counted | peak |\n|---"
         + "|---" * 6
         + "|"
     )
-    for model in PUBLISHED:
+    for model in args.models:
         for dtype in ("bfloat16", "float32"):
             for is_checkpointed in (False, True):
                 command = [sys.executable, __file__, "--case", model, dtype, str(is_checkpointed)]
@@ -97,6 +100,7 @@ def measure(model_name: str, dtype: torch.dtype, is_checkpointed: bool) -> list[
     shape = {"is_checkpointed": is_checkpointed, "trains_vision": True}
     counted = kept_bytes(architecture, pack, dtype.itemsize, **shape)
     working = working_bytes(architecture, pack, dtype.itemsize, **shape)
+    working += embedding_gradient_bytes(architecture, dtype.itemsize)
     logits = NUM_ANSWER * architecture.text.vocabulary * dtype.itemsize
     figures = (counted, sum(kept.values()) - logits, counted + working, int(peak) * 1024 - before)
     return [f"{figure / (1 << 20):.0f}" for figure in figures]

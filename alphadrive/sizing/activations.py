@@ -64,6 +64,14 @@ def kept_bytes(
     return kept
 
 
+def embedding_gradient_bytes(architecture: Architecture, value: int) -> int:
+    """Held beside accumulated gradients: those of the token embedding and the output head, by far the largest
+    of single weights. Where both are one weight, the head's waits through the whole backward pass for the
+    embedding's."""
+    text = architecture.text
+    return (2 if architecture.is_head_tied else 1) * text.vocabulary * text.width * value
+
+
 def working_bytes(
     architecture: Architecture, pack: Pack, value: int, *, is_checkpointed: bool, trains_vision: bool
 ) -> int:

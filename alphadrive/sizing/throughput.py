@@ -21,6 +21,8 @@ LINK_UTILISATION = 0.50
 SYNC_BYTES_PER_S = 10 * GB
 GPUS_PER_NODE = 8
 NODE_LINK_BYTES_PER_S = 50 * GB
+HOST_BYTES_PER_S = 25 * GB
+"""Memory of the host, as one rank's optimizer on the CPU gets it, and its way to the GPU."""
 
 ASSUMPTIONS = (
     f"utilisation of the GPU's arithmetic: {TRAIN_UTILISATION:.0%} in training, {PREFILL_UTILISATION:.0%} in "
@@ -136,6 +138,8 @@ def _optimizer_s(config: Config, architecture: Architecture, gpu: Gpu, ranks: in
     trained = architecture.adapter_parameters(learner) or architecture.parameters
     shard = ranks if learner.zero_stage else 1
     memory_s = trained * 28 / shard / gpu.bytes_per_s
+    if learner.offload_optimizer:
+        memory_s = trained * (28 + 2 * value) / shard / HOST_BYTES_PER_S
     exchanged = 2 * trained * value * (ranks - 1) / ranks
     link = gpu.link_bytes_per_s
     if ranks > GPUS_PER_NODE:

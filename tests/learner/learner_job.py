@@ -157,6 +157,8 @@ def held_bytes(learner: Any, _: None) -> dict[str, int]:
     theirs = {weight.untyped_storage().data_ptr() for weight in weights}
     basic = engine._engine.basic_optimizer
     masters = [each for group in basic.param_groups for each in group["params"]]
+    # ZeRO-3 lends its masters to the optimizer for the time of a step only.
+    masters += getattr(engine._engine.optimizer, "fp32_partitioned_groups_flat", [])
     moments = [each for state in basic.state.values() for each in state.values() if each.numel() > 1]
     own = [each for each in masters + moments if each.untyped_storage().data_ptr() not in theirs]
     return {
