@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from alphadrive.config import Config
+    from alphadrive.preflight import RunCheck
     from alphadrive.sizing.plan import Plan
 
 _EPILOG = "example: alphadrive plan qwen2vl_2b_8gpu learner.zero_stage=1 --gpu H200 --rows 110000"
@@ -81,6 +82,30 @@ def dry_run(config: "Config", stage: Literal["grpo", "sft", "debug"]) -> int:
     text_tokens = train.longest_prompt - train.longest_prompt_image
     plan = make_plan(config, stage, GPUS[DEFAULT_GPU], rows=train.num_rows, text_tokens=text_tokens)
     return _shown(plan)
+
+
+def dry_answers(config: "Config", checked: "RunCheck", num_answers: int) -> int:
+    """Show what the engine of `alphadrive eval` needs, behind its checks; nothing is started.
+
+    Returns 1 when it would not fit. Raises ModelError.
+    """
+    from alphadrive.sizing.architecture import architecture_of
+    from alphadrive.sizing.gpus import DEFAULT_GPU, GPUS
+    from alphadrive.sizing.memory import devices_of
+    from alphadrive.sizing.text import answers_text
+    from alphadrive.sizing.workload import workload_of
+
+    assert checked.eval is not None
+    # As many answers at once as the engine draws, each to a prompt of its own.
+    config.grpo.group_size, config.grpo.groups_per_step = 1, config.rollout.max_num_seqs
+    architecture = architecture_of(config.model)
+    text_tokens = checked.eval.longest_prompt - checked.eval.longest_prompt_image
+    workload = workload_of(config, architecture, checked.eval.num_rows, text_tokens)
+    devices = devices_of(config, "eval", architecture, workload, GPUS[DEFAULT_GPU])
+    who = f"eval of {config.model.path} on {config.data.eval}"
+    longest = checked.eval.longest_prompt
+    print(answers_text(who, checked.eval.num_rows, num_answers, longest, list(devices)) + "\n")
+    return 0 if all(device.fits for device in devices) else 1
 
 
 def dry_demo() -> int:

@@ -207,7 +207,8 @@ def _host(
     if stage != "eval" and config.learner.gpus_per_rank:
         # Every rank loads the model before it goes to its GPU; later the first one collects it to be sent.
         copies = max(ranks, 2)
-        parts.append(_part("model: loading, weight sync, checkpoints", architecture.parameters * value, copies))
+        weights = architecture.parameters * value
+        parts.append(_part("model: loading, weight sync, checkpoints", weights, copies))
     elif stage != "eval":
         pack = fullest_pack(config, stage, workload)
         shape = {

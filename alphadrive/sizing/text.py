@@ -16,6 +16,19 @@ def plan_text(plan: Plan, advice: list[Advice]) -> str:
     return "\n".join(lines)
 
 
+def answers_text(
+    who: str, num_rows: int, num_answers: int, longest_prompt: int, devices: list[Device]
+) -> str:
+    """What an engine needs that only answers."""
+    head = [
+        f"{who}: {num_rows:,} rows, {num_answers:,} answers; the longest prompt has {longest_prompt} tokens"
+    ]
+    lines = [line for block in (head, *map(_device, devices)) for line in (*block, "")]
+    fits = all(device.fits for device in devices)
+    remedy = "fewer answers at once (--max-num-seqs), a smaller model, or a larger GPU"
+    return "\n".join([*lines, "It fits." if fits else f"It does NOT fit: use {remedy}."])
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: `0.42 s`, `35 min`, `7.2 h`, `3.1 days`."""
     for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):

@@ -125,6 +125,19 @@ def test_too_many_engines_for_this_machine_are_fewer_in_the_advice(monkeypatch: 
     assert advise(plan)[0].overrides == ("rollout.num_workers=3",)
 
 
+def test_of_very_many_engines_too_fewer_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alphadrive.sizing.memory.memory_limit_bytes", lambda: 24 << 30)
+    assert advise(planned("debug", "rollout.num_workers=40"))[0].overrides == ("rollout.num_workers=13",)
+
+
+def test_advice_of_more_gpus_says_how_many_and_never_has_two_ranks_on_one() -> None:
+    plan = planned("qwen2vl_2b_8gpu", gpu="L40S")
+    more = [each for each in advise(plan) if "learner.num_ranks" in " ".join(each.overrides)]
+    assert more and f"({more[0].plan.num_gpus:g} GPUs, " in plan_text(plan, more)
+    shared = planned("qwen2vl_2b_1gpu", "model.path=Qwen/Qwen2-VL-7B-Instruct")
+    assert not any("num_ranks" in " ".join(each.overrides) for each in advise(shared))
+
+
 def test_where_nothing_helps_the_plan_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alphadrive.sizing.memory.memory_limit_bytes", lambda: 1 << 30)
     plan = planned("debug")

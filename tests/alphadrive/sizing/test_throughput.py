@@ -72,6 +72,13 @@ def test_a_rank_and_an_engine_on_one_gpu_take_turns() -> None:
     assert shared.step_s > shared.rollout_s + shared.train_s
 
 
+def test_an_optimizer_on_the_cpu_is_slower() -> None:
+    plain, offloaded = expected(), expected("learner.offload_optimizer=true")
+    # Six ranks read and write 28 bytes a parameter, and send 4 of them, at 25 GB/s each.
+    added = offloaded.optimizer_s - plain.optimizer_s
+    assert added == pytest.approx(2_208_985_600 / 6 * (32 / 25e9 - 28 / 4.8e12), rel=1e-6)
+
+
 @pytest.mark.parametrize("stage", ["grpo", "sft"])
 def test_more_ranks_train_faster_and_exchange_longer(stage: str) -> None:
     one, eight, sixteen = (expected(f"learner.num_ranks={n}", stage=stage) for n in (1, 8, 16))
