@@ -6,12 +6,14 @@
     │   ├── DataError         a dataset, an image, a row
     │   ├── ModelError        a model folder
     │   ├── RunFolderError    a run folder that exists, is missing or is damaged
+    │   ├── NodeError         a node of the cluster does not see the files that the others see
     │   └── ResourceError     more asked for than this machine or cluster has
     ├── TeacherError          the teacher's endpoint refused, failed, or gave too few usable answers
     ├── ClusterError          Ray could not be started or joined
     ├── RunNotLiveError       a run was asked something, and nothing of it runs or can be reached
     ├── RolloutError          an engine failed to answer
     │   ├── EngineDiedError   the engine's process is gone
+    │   │   └── TransferCutError   a transfer of weights to it broke off or stood still
     │   ├── GarbageError      an engine returned something that is not what it was asked for
     │   └── GroupLostError    a drawn group is gone with the node that held it
     ├── RewardError           a reward raised, hung or returned something that is no finite number
@@ -59,6 +61,10 @@ class RunFolderError(InputError):
     """A run folder already exists, is missing or is damaged."""
 
 
+class NodeError(InputError):
+    """A node of the cluster does not see a file or folder, or another one than the driver."""
+
+
 class ResourceError(InputError):
     """More workers, memory or disk asked for than there is."""
 
@@ -81,6 +87,13 @@ class RolloutError(AlphaDriveError):
 
 class EngineDiedError(RolloutError):
     """A rollout engine's process is gone."""
+
+
+class TransferCutError(EngineDiedError):
+    """A transfer of weights broke off or stood still: the engine may hold parts of two versions."""
+
+    MARK = "transfer cut: "
+    """How its messages start: of an error in an engine's own processes the message is all that comes out."""
 
 
 class GarbageError(RolloutError):

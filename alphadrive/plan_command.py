@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from alphadrive.planning.command import add_calibration_options, is_prediction, run_prediction
+
 if TYPE_CHECKING:
     from alphadrive.config import Config
     from alphadrive.preflight import RunCheck
@@ -43,6 +45,7 @@ def add_plan_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
         "--answer-tokens", type=_count, metavar="N", help="tokens of a typical answer (default: 80)"
     )
     parser.add_argument("--json", action="store_true", help="for machines; keys are in docs/planning.md")
+    add_calibration_options(parser)
     parser.set_defaults(run=run_plan)
 
 
@@ -59,6 +62,8 @@ def run_plan(args: argparse.Namespace) -> int:
     from alphadrive.sizing.plan import make_plan, rows_of
 
     config = load_config(args.config, args.overrides)
+    if is_prediction(args):
+        return run_prediction(config, args, as_json=args.json)
     rows = args.rows if args.rows is not None else rows_of(config)
     plan = make_plan(config, args.stage, GPUS[args.gpu], rows=rows, answer_tokens=args.answer_tokens)
     return _shown(plan, as_json=args.json)

@@ -73,7 +73,9 @@ def test_every_sabotage_is_caught_at_the_sync_it_happens_in(tmp_path):
 
 async def _sabotage(config, folder):
     from alphadrive.data.parquet import DrivingDataset
+    from cluster.carriers import FileCarrier
     from cluster.learner_group import LearnerGroup
+    from cluster.packing import Node
     from cluster.placement import plan_placement
     from cluster.proof import CanaryLimit
     from cluster.rollout_pool import RolloutPool
@@ -92,7 +94,7 @@ async def _sabotage(config, folder):
     starting = LearnerGroup.start(
         "grpo",
         config,
-        plan_placement(config, "grpo", 2, 0),
+        plan_placement(config, "grpo", [Node(cpus=2)]),
         model_folder=model,
         dataset_folder=config.data.train,
         version=WeightVersion(0, 0),
@@ -106,8 +108,7 @@ async def _sabotage(config, folder):
         CanaryLimit("float32"),
         temperature=1.0,
         timeout_s=60.0,
-        folder=folder,
-        prefix="weights",
+        carrier=FileCarrier(learner, folder, "weights"),
     )
     engine = pool.engines[0]
 
