@@ -19,6 +19,7 @@ PREFILL_UTILISATION = 0.40
 DECODE_UTILISATION = 0.50
 LINK_UTILISATION = 0.50
 SYNC_BYTES_PER_S = 10 * GB
+DIGEST_BYTES_PER_S = 8 * GB
 GPUS_PER_NODE = 8
 NODE_LINK_BYTES_PER_S = 50 * GB
 HOST_BYTES_PER_S = 25 * GB
@@ -29,7 +30,8 @@ ASSUMPTIONS = (
     f"prefill; {DECODE_UTILISATION:.0%} of its memory's speed in decoding; {LINK_UTILISATION:.0%} of its "
     "links'; not measured",
     f"{GPUS_PER_NODE} GPUs a node, {NODE_LINK_BYTES_PER_S / GB:.0f} GB/s a GPU between nodes",
-    f"weights reach the engines at {SYNC_BYTES_PER_S / GB:.0f} GB/s, the speed of a copy in host memory",
+    f"weights move at {SYNC_BYTES_PER_S / GB:.0f} GB/s, their SHA-256 takes {DIGEST_BYTES_PER_S / GB:.0f} "
+    "GB/s; sent by file, both twice, one after the other",
     "reading images, rewards and checkpoints hide behind the rest",
 )
 
@@ -65,7 +67,11 @@ def throughput_of(
     train_s = batch.groups * each_flops / ranks / (gpu.flops * TRAIN_UTILISATION)
     optimizer_s = batch.optimizer_steps * _optimizer_s(config, architecture, gpu, ranks)
     weights = architecture.parameters * value_bytes_of(config)
-    sync_s = weights / SYNC_BYTES_PER_S / config.grpo.sync_every if needs_engines else 0.0
+    sync_s = weights * (1 / SYNC_BYTES_PER_S + 1 / DIGEST_BYTES_PER_S) / config.grpo.sync_every
+    if not needs_engines:
+        sync_s = 0.0
+    elif config.rollout.weight_transfer == "file":
+        sync_s *= 2
     learner_s = train_s + optimizer_s + sync_s
     is_shared = config.learner.gpus_per_rank + config.rollout.gpus_per_worker <= 1
     if needs_engines and config.grpo.max_policy_lag and not is_shared:

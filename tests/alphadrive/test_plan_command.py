@@ -33,15 +33,15 @@ def test_a_plan_needs_neither_model_nor_data(
     assert cli.run(["plan", "qwen2vl_2b_8gpu", "--rows", "110000", "--gpu", "H200"]) == 0
     shown = capsys.readouterr().out
     assert "qwen2vl-2b: grpo on 8 H200" in shown and "2,208,985,600 parameters" in shown
-    assert "110,000 rows" in shown and "2,292 an epoch" in shown and "It fits." in shown
+    assert "110,000 rows" in shown and "1,146 an epoch" in shown and "It fits." in shown
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_does_not_fit_ends_with_1_and_says_what_would(capsys: pytest.CaptureFixture[str]) -> None:
-    override = "learner.max_tokens_per_microbatch=16384"
+    override = "learner.max_tokens_per_microbatch=8192"
     assert cli.run(["plan", "qwen2vl_2b_8gpu", override]) == 1
     shown = capsys.readouterr().out
-    assert "It does NOT fit" in shown and "\n  learner.max_tokens_per_microbatch=8192" in shown
+    assert "It does NOT fit" in shown and "\n  learner.max_tokens_per_microbatch=6144   (" in shown
 
 
 def test_json_is_all_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
