@@ -60,14 +60,16 @@ def memory_limit_bytes() -> int:
     return min(limits)
 
 
-def memory_parts(config: Config, stage: str, num_parameters: int, num_adapter: int = 0) -> list[Part]:
+def memory_parts(
+    config: Config, stage: str, num_parameters: int, num_adapter: int = 0, num_frozen: int = 0
+) -> list[Part]:
     """The processes of a stage and the memory each needs. Those on GPUs count without model states, but
     with an offloaded optimizer.
 
-    `num_adapter` are the parameters that LoRA adds and trains instead of the weights; 0 without LoRA.
+    `num_adapter` are the parameters that LoRA adds and trains instead of the weights, 0 without LoRA;
+    `num_frozen` those of the weights that are not trained.
     """
-    value_bytes = 2 if config.model.dtype == "bfloat16" else 4
-    weights_bytes = value_bytes * num_parameters
+    weights_bytes = value_bytes_of(config) * num_parameters
     parts = [Part(label="driver and Ray", count=1, each_bytes=BASE_BYTES)]
     if stage in ("grpo", "debug", "eval"):
         engine_bytes = ENGINE_BYTES
@@ -82,9 +84,12 @@ def memory_parts(config: Config, stage: str, num_parameters: int, num_adapter: i
         ranks = config.learner.num_ranks if stage != "debug" else 1
         rank_bytes = RANK_BYTES
         if not config.learner.gpus_per_rank:
-            rank_bytes += learner_state_bytes(config, stage, num_parameters, ranks, num_adapter)
+            states = learner_states(
+                config, stage, num_parameters, ranks, num_adapter=num_adapter, num_frozen=num_frozen
+            )
+            rank_bytes += states.total
         elif config.learner.offload_optimizer:
-            rank_bytes += OFFLOADED_BYTES * (num_adapter or num_parameters) // ranks
+            rank_bytes += OFFLOADED_BYTES * (num_adapter or num_parameters - num_frozen) // ranks
         parts.append(Part(label=f"learner.num_ranks={ranks}", count=ranks, each_bytes=rank_bytes))
     if stage == "grpo":
         rewards = config.rewards.num_workers
@@ -92,25 +97,55 @@ def memory_parts(config: Config, stage: str, num_parameters: int, num_adapter: i
     return parts
 
 
-def learner_state_bytes(
-    config: Config, stage: str, num_parameters: int, num_ranks: int, num_adapter: int = 0
-) -> int:
-    """Weights, gradients, two moments (and float32 master weights under bfloat16) and the KL reference
-    of one rank; ZeRO stage 1 shards the optimizer, 2 the gradients, 3 the weights and the reference.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerStates:
+    """What one rank holds between steps, in bytes."""
 
-    With LoRA all weights are held, only the adapter's have gradients and moments, and the reference is the
-    model itself.
+    weights: int
+    gradients: int
+    optimizer: int
+    reference: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.reference
+
+
+def learner_states(
+    config: Config,
+    stage: str,
+    num_parameters: int,
+    num_ranks: int,
+    *,
+    num_adapter: int = 0,
+    num_frozen: int = 0,
+) -> LearnerStates:
+    """Weights, gradients, two float32 moments and the KL reference of one rank; ZeRO stage 1 shards the
+    optimizer, 2 the gradients, 3 the weights and the reference.
+
+    DeepSpeed keeps float32 master weights beside the moments under bfloat16, and under every ZeRO stage
+    above 0 in float32, too. Of weights that are not trained (`num_frozen`; with LoRA all but the adapter's)
+    there are neither gradients nor moments, and with LoRA the reference is the model itself.
     """
-    value_bytes = 2 if config.model.dtype == "bfloat16" else 4
-    optimizer_bytes = 8 if value_bytes == 4 else 12
-    zero = config.learner.zero_stage
-    trained = num_adapter or num_parameters
-    needed = (num_parameters + num_adapter) * value_bytes / (num_ranks if zero >= 3 else 1)
-    needed += trained * value_bytes / (num_ranks if zero >= 2 else 1)
-    needed += trained * optimizer_bytes / (num_ranks if zero >= 1 else 1)
-    if stage != "sft" and config.grpo.kl_coef > 0 and not num_adapter:
-        needed += num_parameters * value_bytes / (num_ranks if zero >= 3 else 1)
-    return int(needed)
+    value_bytes, zero = value_bytes_of(config), config.learner.zero_stage
+    has_masters = zero >= 1 or value_bytes == 2
+    trained = num_adapter or num_parameters - num_frozen
+
+    def held(count: int, each_bytes: int, sharded_from: int) -> int:
+        return count * each_bytes // (num_ranks if zero >= sharded_from else 1)
+
+    has_reference = stage != "sft" and config.grpo.kl_coef > 0 and not num_adapter
+    return LearnerStates(
+        weights=held(num_parameters + num_adapter, value_bytes, 3),
+        gradients=held(trained, value_bytes, 2),
+        optimizer=held(trained, 12 if has_masters else 8, 1),
+        reference=held(num_parameters, value_bytes, 3) if has_reference else 0,
+    )
+
+
+def value_bytes_of(config: Config) -> int:
+    """Bytes of a number in the model's dtype."""
+    return 2 if config.model.dtype == "bfloat16" else 4
 
 
 def check_memory(
@@ -119,14 +154,15 @@ def check_memory(
     num_parameters: int,
     limit_bytes: int | None = None,
     num_adapter: int = 0,
+    num_frozen: int = 0,
 ) -> int:
-    """The memory a stage needs at least, in bytes; `num_adapter` as in `memory_parts`.
+    """The memory a stage needs at least, in bytes; `num_adapter` and `num_frozen` as in `memory_parts`.
 
     Raises ResourceError with the whole sum, and how many rollout workers would fit, when that is more
     than `limit_bytes` (this machine's, when not given). A cluster named by RAY_ADDRESS is not this
     machine: there only the sum is returned.
     """
-    parts = memory_parts(config, stage, num_parameters, num_adapter)
+    parts = memory_parts(config, stage, num_parameters, num_adapter, num_frozen)
     needed = sum(part.total_bytes for part in parts)
     limit = memory_limit_bytes() if limit_bytes is None else limit_bytes
     if needed <= limit or (limit_bytes is None and os.environ.get("RAY_ADDRESS")):
@@ -150,7 +186,7 @@ def _advice(parts: list[Part], needed: int, limit: int) -> str:
 def checkpoint_bytes(config: Config, num_parameters: int, num_adapter: int = 0) -> int:
     """Size of a checkpoint: the model, the adapter, the trained weights in the learner's own form, and their
     optimizer state with master weights. `num_adapter` as in `memory_parts`."""
-    value_bytes = 2 if config.model.dtype == "bfloat16" else 4
+    value_bytes = value_bytes_of(config)
     trained = num_adapter or num_parameters
     return value_bytes * (num_parameters + num_adapter) + (value_bytes + 12) * trained
 

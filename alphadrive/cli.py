@@ -18,14 +18,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alphadrive import secrets
 from alphadrive.data.cli import add_data_parser
+from alphadrive.doctor.command import add_doctor_parser
 from alphadrive.errors import AlphaDriveError
 from alphadrive.eval_command import add_eval_parser
 from alphadrive.export_command import add_export_parser
+from alphadrive.plan_command import add_plan_parser, dry_demo, dry_run
 from alphadrive.predict_command import add_predict_parser
+from alphadrive.profile_command import add_profile_parser
 from alphadrive.resources import put_our_packages_first
 from alphadrive.run_commands import add_run_parsers
 from alphadrive.score_command import add_score_parser
+from alphadrive.stack_command import add_stack_parser
 from alphadrive.teacher.command import add_distill_parser
 
 if TYPE_CHECKING:
@@ -40,6 +45,7 @@ In the order one uses them:
   alphadrive demo                                     the whole thing, on two CPU cores
   alphadrive data synth --out data/train --num 4000   make (or import) a dataset
   alphadrive distill DATA --out DIR ...               a teacher's reasoning, where the data has none
+  alphadrive plan CONFIG                              what a run needs: memory, batches, time
   alphadrive sft CONFIG                               stage 1: imitate a teacher
   alphadrive grpo CONFIG model.path=RUN_OR_FOLDER     stage 2: reinforcement learning
   alphadrive eval MODEL DATA                          stage 3: what its answers are worth
@@ -48,6 +54,9 @@ In the order one uses them:
   alphadrive export RUN --out DIR                     its policy, as a model folder for use elsewhere
   alphadrive debug CONFIG                             stage 2 in one process, for breakpoints
   alphadrive status|scale|stop RUN                    look at a live run, change its workers, end it
+  alphadrive profile RUN|CONFIG                       where the time goes, and what limits the run
+  alphadrive stack RUN                                where every process of it stands, when it hangs
+  alphadrive doctor                                   is this machine ready? with a remedy for each no
 """
 
 _INTERRUPTED = 130
@@ -80,6 +89,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
+    secrets.redact_logging(logging.getLogger().handlers)
     for name in ("absl", "filelock", "httpx", "httpx2", "urllib3", "vllm"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)
@@ -87,7 +97,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         return command(args)
     except AlphaDriveError as error:
-        print(f"alphadrive: {error}", file=sys.stderr)
+        print(f"alphadrive: {secrets.redact(str(error))}", file=sys.stderr)
         if args.verbose:
             logging.getLogger(__name__).debug("where it was raised", exc_info=True)
         return error.exit_code
@@ -147,11 +157,15 @@ def build_parser() -> argparse.ArgumentParser:
         "example: alphadrive grpo debug model.path=runs/warm-up grpo.steps=20 rollout.num_workers=2",
     )
     _add_debug(commands)
+    add_plan_parser(commands)
     add_eval_parser(commands)
     add_predict_parser(commands)
     add_score_parser(commands)
     add_export_parser(commands)
     add_run_parsers(commands)
+    add_profile_parser(commands)
+    add_stack_parser(commands)
+    add_doctor_parser(commands)
     return parser
 
 
@@ -170,6 +184,7 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="of data, training and sampling (default: 0)"
     )
+    _add_dry_run(parser)
     parser.set_defaults(run=_demo)
 
 
@@ -199,6 +214,7 @@ def _add_training(
     )
     _add_config(parser)
     _add_existing(parser)
+    _add_dry_run(parser)
     parser.set_defaults(run=command)
 
 
@@ -211,6 +227,7 @@ def _add_debug(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     _add_config(parser)
     _add_existing(parser)
+    _add_dry_run(parser)
     parser.set_defaults(run=_debug)
 
 
@@ -227,7 +244,15 @@ def _add_existing(parser: argparse.ArgumentParser) -> None:
     existing.add_argument("--overwrite", action="store_true", help="remove the existing run first")
 
 
+def _add_dry_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, show the plan, start nothing"
+    )
+
+
 def _demo(args: argparse.Namespace) -> int:
+    if args.dry_run:
+        return dry_demo()
     from alphadrive.demo import run_demo
 
     run_demo(args)
@@ -243,25 +268,34 @@ def _model_tiny(args: argparse.Namespace) -> int:
 
 def _sft(args: argparse.Namespace) -> int:
     from alphadrive.config import load_config
-    from cluster.launch import run_sft
 
     config = load_config(args.config, args.overrides)
+    if args.dry_run:
+        return dry_run(config, "sft")
+    from cluster.launch import run_sft
+
     return _ended(run_sft(config, resume=args.resume, overwrite=args.overwrite))
 
 
 def _grpo(args: argparse.Namespace) -> int:
     from alphadrive.config import load_config
-    from cluster.launch import run_grpo
 
     config = load_config(args.config, args.overrides)
+    if args.dry_run:
+        return dry_run(config, "grpo")
+    from cluster.launch import run_grpo
+
     return _ended(run_grpo(config, resume=args.resume, overwrite=args.overwrite))
 
 
 def _debug(args: argparse.Namespace) -> int:
     from alphadrive.config import load_config
-    from cluster.debug import run_debug
 
     config = load_config(args.config, args.overrides)
+    if args.dry_run:
+        return dry_run(config, "debug")
+    from cluster.debug import run_debug
+
     return _ended(run_debug(config, resume=args.resume, overwrite=args.overwrite))
 
 

@@ -50,7 +50,8 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """Folders of Parquet shards, as `alphadrive data` writes them."""
+    """Folders of Parquet shards, as `alphadrive data` writes them, or `s3://`, `gs://` and `file://`
+    addresses of such."""
 
     train: str = "data/train"
     eval: str | None = None
@@ -237,6 +238,22 @@ class LearnerConfig:
 
 
 @dataclass
+class ClusterConfig:
+    """Where on a Ray cluster the workers go, see docs/clusters.md."""
+
+    learner_pool: str = ""
+    """Labels of the nodes for the learner's ranks, `pool=learner`; several with commas; empty: any node."""
+    rollout_pool: str = ""
+    """The same for the rollout engines: on nodes of their own they can be taken away, and more added, while
+    the learner stays."""
+    reward_pool: str = ""
+    """The same for the reward workers, which use no GPU."""
+    wait_for_nodes_s: float = 0.0
+    """Wait so long at the start for nodes that have yet to join (an autoscaler's); 0: what the nodes that are
+    there cannot hold is refused at once."""
+
+
+@dataclass
 class EvalConfig:
     """Evaluation: greedy decoding, strict parse."""
 
@@ -257,6 +274,22 @@ class CheckpointConfig:
     were evaluated at their step."""
     stop_grace_s: float = 60.0
     """Time after Ctrl-C or SIGTERM for the step under way and a checkpoint."""
+    mirror: str | None = None
+    """Copy each checkpoint to `ADDRESS/run.name` too (`s3://`, `gs://`, `file://`), and have `--resume` fetch
+    the newest from there where the run's folder has none: for disks that go with their machine."""
+
+
+@dataclass
+class ProfileConfig:
+    """What is recorded of where a run's time goes; see docs/profiling.md."""
+
+    enabled: bool = False
+    """Record what every worker does: `spans.jsonl` and `timeline.json` in the run's folder."""
+    torch_steps: list[int] = field(default_factory=list)
+    """Steps of which learner rank 0 writes a trace by torch's profiler, into `torch/` of the run's folder."""
+    prometheus: bool | None = None
+    """Serve the run's figures at Ray's metrics endpoints; null: where a cluster was joined, as nobody asks a
+    private one."""
 
 
 @dataclass
@@ -272,8 +305,10 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     @property
     def num_slots(self) -> int:

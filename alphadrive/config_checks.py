@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from alphadrive.errors import ConfigError
 from alphadrive.loss_checks import loss_problems
+from alphadrive.object_store import address_problem, is_address
+from alphadrive.pools import POOL_KEYS, parse_pool
 from alphadrive.reward_names import VARIANTS, weight_problems
+from alphadrive.secrets import secret_problems
 
 if TYPE_CHECKING:
     from alphadrive.config import Config
@@ -18,10 +21,13 @@ if TYPE_CHECKING:
 def check_config(config: "Config") -> None:
     """Check values and combinations. Raises ConfigError with every problem found, one a line."""
     problems = [
+        *secret_problems(config),
         *_range_problems(config),
         *_arithmetic_problems(config),
         *loss_problems(config.grpo),
         *_reward_problems(config),
+        *_place_problems(config),
+        *_profile_problems(config),
         *_transfer_problems(config),
     ]
     if problems:
@@ -85,6 +91,7 @@ _AT_LEAST_ZERO = [
     "learner.max_restarts",
     "rollout.autoscale.min",
     "rollout.autoscale.max",
+    "cluster.wait_for_nodes_s",
 ]
 _CHOICES: dict[str, tuple[object, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
@@ -200,6 +207,41 @@ def _autoscale_problems(config: "Config") -> list[str]:
     if not bounds.min <= start <= bounds.max:
         return [f"rollout.num_workers={start}: what a run starts with is outside of {words}"]
     return []
+
+
+def _place_problems(config: "Config") -> list[str]:
+    problems = []
+    for key in POOL_KEYS:
+        try:
+            parse_pool(key, get_key(config, key))
+        except ConfigError as error:
+            problems.append(str(error))
+    for key in ("rollout.gpus_per_worker", "learner.gpus_per_rank"):
+        gpus = get_key(config, key)
+        if gpus > 1 and gpus != int(gpus):
+            problems.append(f"{key}={gpus}: expected a part of one GPU, or whole ones")
+    if config.learner.num_ranks > 1 and 0 < config.learner.gpus_per_rank <= 0.5:
+        problems.append(
+            f"learner.gpus_per_rank={config.learner.gpus_per_rank} with learner.num_ranks="
+            f"{config.learner.num_ranks}: two ranks would share a GPU, which NCCL refuses; use more than 0.5"
+        )
+    for key in ("run.root", "model.path"):
+        if is_address(get_key(config, key)):
+            problems.append(
+                f"{key}: expected a folder, got an address; data.train, data.eval and checkpoint.mirror may "
+                "be one"
+            )
+    for key in ("data.train", "data.eval", "checkpoint.mirror"):
+        place = get_key(config, key)
+        is_to_be_address = place is not None and (is_address(place) or key == "checkpoint.mirror")
+        if is_to_be_address and (problem := address_problem(place)):
+            problems.append(f"{key}: {problem}")
+    return problems
+
+
+def _profile_problems(config: "Config") -> list[str]:
+    wrong = [step for step in config.profile.torch_steps if step < 1]
+    return [f"profile.torch_steps={wrong}: steps count from 1"] if wrong else []
 
 
 def _transfer_problems(config: "Config") -> list[str]:

@@ -230,6 +230,14 @@ def num_parameters(folder: Path) -> int:
     return sum(math.prod(shape) for shape in tensor_shapes(folder).values())
 
 
+def num_vision_parameters(folder: Path) -> int:
+    """Those of them that are the vision tower's."""
+    shapes = tensor_shapes(folder)
+    return sum(
+        math.prod(shapes[name]) for name in shapes if name.removeprefix("model.").startswith("visual.")
+    )
+
+
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name and shape of every stored tensor, from the headers of the weight files."""
     from safetensors import safe_open

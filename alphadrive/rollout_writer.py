@@ -28,6 +28,9 @@ SCHEMA = pa.schema(
         ("engine_id", pa.string()),
         ("weight_version", pa.string()),
         ("time_s", pa.float64()),
+        ("generate_started_s", pa.float64()),
+        ("generate_s", pa.float64()),
+        ("score_s", pa.float64()),
         ("texts", pa.list_(pa.string())),
         ("finish_reasons", pa.list_(pa.string())),
         ("num_tokens", pa.list_(pa.int32())),
@@ -41,7 +44,8 @@ SCHEMA = pa.schema(
     metadata={"alphadrive_rollouts_version": "1"},
 )
 """`weight_version` is that of the oldest token of the group, `versions` the same for each completion;
-`reward_terms` maps a term's name to its value for each completion."""
+`reward_terms` maps a term's name to its value for each completion. `time_s` is when the group was scored,
+`generate_started_s`, `generate_s` and `score_s` are as in `alphadrive.types`."""
 
 
 log = logging.getLogger(__name__)
@@ -120,6 +124,9 @@ def _row(scored: ScoredGroup) -> dict[str, object]:
         "engine_id": group.engine_id,
         "weight_version": str(group.oldest_version),
         "time_s": time.time(),
+        "generate_started_s": group.generate_started_s,
+        "generate_s": group.generate_s,
+        "score_s": scored.score_s,
         "texts": [completion.text for completion in completions],
         "finish_reasons": [completion.finish_reason for completion in completions],
         "num_tokens": [len(completion.token_ids) for completion in completions],

@@ -82,7 +82,9 @@ class RolloutGroup:
     """G completions of one query, drawn by one engine in one request.
 
     `prompt_token_ids` has one placeholder for every vision token, as the engine saw it. `ticket`
-    orders groups; it is given when the query is issued and kept if the group is drawn again.
+    orders groups; it is given when the query is issued and kept if the group is drawn again. It was asked
+    for at `generate_started_s` (Unix time) and took `generate_s`, waiting in the engine included; both 0
+    where nobody looked at the clock.
     """
 
     ticket: int
@@ -90,6 +92,8 @@ class RolloutGroup:
     prompt_token_ids: tuple[int, ...]
     completions: tuple[Completion, ...]
     engine_id: str
+    generate_started_s: float = 0.0
+    generate_s: float = 0.0
 
     @property
     def oldest_version(self) -> WeightVersion:
@@ -107,11 +111,13 @@ class RewardBreakdown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredGroup:
-    """A group with a reward and an advantage for each completion."""
+    """A group with a reward and an advantage for each completion. `score_s` is what scoring took, 0 where
+    nobody looked at the clock."""
 
     group: RolloutGroup
     rewards: tuple[RewardBreakdown, ...]
     advantages: tuple[float, ...]
+    score_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,11 +16,13 @@ A line for each number of engines, over the whole steps of `--seconds`:
     us/sample   the same by 8
     loop/sample the part of the event loop's thread: it is what is full first
     loop busy   the share of the clock in which that thread runs
+    calls       of engines and reward workers for a group
+
+From lines with different numbers of calls for a group follows what a group and a call cost the event loop.
 """
 
 import argparse
 import asyncio
-import gc
 import json
 import logging
 import tempfile
@@ -30,6 +32,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import ray
 from driver_fakes import GROUP_SIZE, SEATS, DatedSampling, QuickRank, QuickRewards, WaitingEngine, query_of
 
@@ -39,9 +42,12 @@ from alphadrive.config import load_config
 from alphadrive.run_folder import RunFolder
 from alphadrive.types import DrivingQuery, WeightVersion
 from cluster.actors import CONTROL
+from cluster.collector import rare_collections
+from cluster.exchange import Line
 from cluster.grpo import System, drive
 from cluster.launch import Attempt
 from cluster.learner_group import LearnerGroup
+from cluster.packing import Node
 from cluster.placement import Placement, plan_placement
 from cluster.processes import ProcessTree
 from cluster.progress import RunProgress
@@ -60,11 +66,36 @@ NUM_ROWS = 5000
 
 
 class Reading(NamedTuple):
-    """Seconds by the clock, of the processor for the driver, and for its event loop."""
+    """Seconds by the clock, of the processor for the driver, and for its event loop; calls of actors."""
 
     clock_s: float
     process_s: float
     loop_s: float
+    num_calls: int
+
+
+class Calls:
+    """Counts the calls of engines and reward workers."""
+
+    made = 0
+
+    def count(self) -> None:
+        """From now on."""
+        call, score = Line._call, RewardPool._score
+
+        def counted_call(line: Line) -> None:
+            self.made += 1
+            call(line)
+
+        def counted_score(pool: RewardPool, *arguments: Any) -> Any:
+            self.made += 1
+            return score(pool, *arguments)
+
+        Line._call = counted_call  # type: ignore[method-assign]
+        RewardPool._score = counted_score  # type: ignore[method-assign]
+
+
+calls = Calls()
 
 
 class Meter:
@@ -72,6 +103,7 @@ class Meter:
 
     def __init__(self, stop: Any, seconds: float) -> None:
         self.seconds, self.canary_differences, self.paused_seconds = [0.0], [0.0], [0.0]
+        self.latest: dict[str, float] = {}
         self.version = WeightVersion(0, 0)
         self.readings: list[Reading] = []
         self._stop, self._limit_s = stop, seconds
@@ -79,7 +111,8 @@ class Meter:
     async def publish(self, version: WeightVersion) -> None:
         """A step has ended."""
         self.version = version
-        self.readings.append(Reading(time.monotonic(), time.process_time(), time.thread_time()))
+        now = Reading(time.monotonic(), time.process_time(), time.thread_time(), calls.made)
+        self.readings.append(now)
         begun = self.readings[FIRST_STEPS:]
         if begun and begun[-1].clock_s - begun[0].clock_s > self._limit_s:
             self._stop.on_stop()
@@ -130,7 +163,7 @@ def make_attempt(folder: Path, num_engines: int) -> Attempt:
         status=status,
         progress=SilentProgress("grpo", config.grpo.steps, may_be_live=False),
         stop=SimpleNamespace(on_stop=None, was_asked=True),
-        placement=replace(plan_placement(config, "grpo", 2, 0), cpus_per_engine=0.0),
+        placement=replace(plan_placement(config, "grpo", [Node(cpus=2)]), cpus_per_engine=0.0),
     )
 
 
@@ -201,7 +234,9 @@ def figures_of(readings: list[Reading], attempt: Attempt, rate: float) -> dict[s
     """What was measured with one number of engines."""
     num_engines = attempt.config.rollout.num_workers
     groups = (len(readings) - 1) * attempt.config.grpo.groups_per_step
-    clock_s, process_s, loop_s = (last - first for first, last in zip(readings[0], readings[-1], strict=True))
+    clock_s, process_s, loop_s, num_calls = (
+        last - first for first, last in zip(readings[0], readings[-1], strict=True)
+    )
     return {
         "engines": num_engines,
         "offered": num_engines * rate,
@@ -211,6 +246,7 @@ def figures_of(readings: list[Reading], attempt: Attempt, rate: float) -> dict[s
         "us/sample": 1e6 * process_s / groups / GROUP_SIZE,
         "loop/sample": 1e6 * loop_s / groups / GROUP_SIZE,
         "loop busy": loop_s / clock_s,
+        "calls": num_calls / groups,
     }
 
 
@@ -225,9 +261,14 @@ def main() -> None:
     cluster.learner_group.LearnerActor = QuickRank  # type: ignore[misc]
     cluster.grpo.DrivingDataset = Rows  # type: ignore[attr-defined, misc]
     logging.disable(logging.WARNING)
-    gc.freeze()  # as `cluster.launch` does
+    calls.count()
     found = []
-    with tempfile.TemporaryDirectory() as folder, ProcessTree() as tree, ray_session(0, tree):
+    with (
+        rare_collections(),
+        tempfile.TemporaryDirectory() as folder,
+        ProcessTree() as tree,
+        ray_session(0, tree),
+    ):
         for num_engines in args.engines:
             attempt = make_attempt(Path(folder), num_engines)
             readings = asyncio.run(measure(attempt, args.rate, args.seconds))
@@ -236,6 +277,11 @@ def main() -> None:
             if num_engines == args.engines[0]:
                 print("  ".join(f"{name:>11}" for name in found[0]))
             print("  ".join(f"{value:11.4g}" for value in found[-1].values()), flush=True)
+    if len(found) > 2:
+        loop_us = np.array([row["loop/sample"] * GROUP_SIZE for row in found])
+        features = np.array([[1.0, row["calls"]] for row in found])
+        (group_us, call_us), *_ = np.linalg.lstsq(features, loop_us, rcond=None)
+        print(f"event loop: {group_us:.0f} us a group and {call_us:.0f} us a call")
     if args.json:
         args.json.write_text(json.dumps(found))
 

@@ -106,6 +106,7 @@ class FakeSync:
 
     def __init__(self, engine: FakeEngine) -> None:
         self.seconds, self.canary_differences, self.paused_seconds = [0.0], [0.0], [0.0]
+        self.latest: dict[str, float] = {}
         self._engine = engine
 
     async def publish(self, version: WeightVersion) -> None:

@@ -10,6 +10,7 @@ hands the reference of the second on. Heavy packages are imported in the actors,
 """
 
 import asyncio
+import dataclasses
 import os
 import socket
 import threading
@@ -23,8 +24,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import ray
 
 from alphadrive.config import Config, RewardConfig
+from alphadrive.data.fetching import local_folder
 from alphadrive.errors import AlphaDriveError, RewardError
+from alphadrive.profiling import spans
+from alphadrive.profiling.spans import SpanBatch, span
 from alphadrive.resources import put_our_packages_first
+from alphadrive.secrets import redact
 from alphadrive.types import (
     DrivingQuery,
     GroupHeader,
@@ -38,7 +43,7 @@ from alphadrive.types import (
 )
 from cluster.batches import Pick, unpacked
 from cluster.exchange import Desk, Order, Reply
-from cluster.headers import GroupReceipt, header_of, receipt_of
+from cluster.headers import GroupReceipt, header_of, num_tokens, receipt_of
 
 if TYPE_CHECKING:
     from alphadrive.weight_layout import WeightLayout
@@ -53,6 +58,17 @@ T = TypeVar("T")
 put_our_packages_first()
 
 CONTROL = "control"
+
+
+def taken_spans(kind: str, source: str, is_on: bool = True) -> SpanBatch | None:
+    """What this process has recorded since the last call; from the first one on it records, until one that
+    says not to."""
+    if is_on:
+        spans.begin(kind, source)
+    batch = spans.take()
+    if not is_on:
+        spans.end()
+    return batch
 
 
 def where() -> tuple[int, str]:
@@ -82,8 +98,15 @@ class RolloutActor:
         self, ticket: int, query: DrivingQuery, sampling: "Sampling"
     ) -> tuple[GroupReceipt, RolloutGroup]:
         """Draw a group of the training set."""
-        group = await self._engine.generate(ticket, query, sampling)
-        return receipt_of(group), group
+        name = "generate" if ticket >= 0 else "canary"
+        asked_s, started_s = time.time(), time.monotonic()
+        with span(name, "groups", ticket=ticket) as drawing:
+            group = await self._engine.generate(ticket, query, sampling)
+            drawing.note(tokens=num_tokens(group))
+        generate_s = time.monotonic() - started_s
+        return receipt_of(group), dataclasses.replace(
+            group, generate_started_s=asked_s, generate_s=generate_s
+        )
 
     @cached_property
     def _desk(self) -> Desk:
@@ -97,8 +120,14 @@ class RolloutActor:
 
     async def answer(self, query: DrivingQuery, sampling: "Sampling") -> str:
         """The text of one completion on the evaluation set."""
-        group = await self._engine.generate(-1, query, sampling, dataset="eval")
+        with span("evaluate", "groups"):
+            group = await self._engine.generate(-1, query, sampling, dataset="eval")
         return group.completions[0].text
+
+    @ray.method(concurrency_group=CONTROL)
+    async def take_spans(self, kind: str, source: str, is_on: bool = True) -> SpanBatch | None:
+        """What this process has recorded; from the first call on it records, until one says not to."""
+        return taken_spans(kind, source, is_on)
 
     @ray.method(concurrency_group=CONTROL)
     async def where(self) -> tuple[int, str]:
@@ -115,7 +144,9 @@ class RolloutActor:
         self, weights: WeightsFile | WeightsStream, queries: Sequence[DrivingQuery], sampling: "Sampling"
     ) -> "tuple[UpdateReceipt, *tuple[RolloutGroup, ...]]":
         """Swap to new weights and draw a canary group for each query: one receipt, then the groups."""
-        receipt, groups = await self._in_engine_loop(self._engine.update_and_draw(weights, queries, sampling))
+        update = self._engine.update_and_draw(weights, queries, sampling)
+        with span("sync", version=str(weights.version)):
+            receipt, groups = await self._in_engine_loop(update)
         return receipt, *groups
 
     @ray.method(concurrency_group=CONTROL)
@@ -176,7 +207,8 @@ class RewardActor:
         rescue = threading.Timer(self._timeout_s / 2, self._writer.flush)
         rescue.start()
         try:
-            scored = [self._scored(group) for group in unpacked(picks, batches)]
+            with span("reward", groups=len(picks)):
+                scored = [self._scored(group) for group in unpacked(picks, batches)]
         finally:
             rescue.cancel()
             rescue.join()
@@ -189,10 +221,16 @@ class RewardActor:
         )
 
     def _scored(self, group: RolloutGroup) -> ScoredGroup | AlphaDriveError:
+        started_s = time.monotonic()
         try:
-            return scored_or_error(group, self._variant, self._seed, self._further, self._estimator)
+            scored = scored_or_error(group, self._variant, self._seed, self._further, self._estimator)
         except AlphaDriveError as error:
             return error
+        return dataclasses.replace(scored, score_s=time.monotonic() - started_s)
+
+    def take_spans(self, kind: str, source: str, is_on: bool = True) -> SpanBatch | None:
+        """As `RolloutActor.take_spans`."""
+        return taken_spans(kind, source, is_on)
 
     def flush(self) -> None:
         """Write what is not on disk yet."""
@@ -215,7 +253,7 @@ def scored_or_error(
         raise
     except Exception as error:
         raise RewardError(
-            f"query {group.query.query_id}: the reward raised {type(error).__name__}: {error}"
+            redact(f"query {group.query.query_id}: the reward raised {type(error).__name__}: {error}")
         ) from error
 
 
@@ -252,9 +290,13 @@ class LearnerActor:
         """Load the model and join the other ranks.
 
         `stage` is `grpo` or `sft`, `placing` the keyword arguments of the rank besides the
-        configuration, `environment` what must be set before torch is imported.
+        configuration (its `dataset_folder` may be an address), `environment` what must be set before torch
+        is imported.
         """
         os.environ.update(environment)
+        placing = placing | {"dataset_folder": local_folder(str(placing["dataset_folder"]))}
+        if config.profile.enabled:
+            spans.begin("learner", f"rank-{placing['rank']}")
         if stage == "grpo":
             from learner.rank import LearnerRank
 
@@ -263,6 +305,10 @@ class LearnerActor:
             from learner.sft import SftRank
 
             self._rank = SftRank(config, **placing)
+
+    def take_spans(self, kind: str, source: str, is_on: bool = True) -> SpanBatch | None:
+        """As `RolloutActor.take_spans`."""
+        return taken_spans(kind, source, is_on)
 
     def expect(self, rows: list[int]) -> None:
         """Start reading the images of rows of the dataset that this rank will train on soon."""
@@ -278,11 +324,13 @@ class LearnerActor:
 
     def logprob_differences(self, *groups: RolloutGroup) -> list[float]:
         """For every group the largest difference between the engine's log-probabilities and ours."""
-        return largest_differences(groups, self._rank.score(groups))
+        with span("canary"):
+            return largest_differences(groups, self._rank.score(groups))
 
     def export_weights(self, path: Path) -> WeightsFile | None:
         """Take part in writing the weights; rank 0 returns what it wrote."""
-        return self._rank.export_weights(path)
+        with span("export"):
+            return self._rank.export_weights(path)
 
     def offer_weights(self, kind: str, bucket_bytes: int, timeout_s: float) -> WeightsOffer | None:
         """Get ready to send the weights as they are now; rank 0 returns where engines find them."""
@@ -307,8 +355,9 @@ class LearnerActor:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint and the model, loadable by itself in `folder/model`."""
-        self._rank.save_checkpoint(folder)
-        self._rank.save_model(folder / "model")
+        with span("checkpoint"):
+            self._rank.save_checkpoint(folder)
+            self._rank.save_model(folder / "model")
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint."""

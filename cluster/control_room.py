@@ -20,8 +20,10 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from alphadrive.config import AutoscaleConfig
+from alphadrive.pools import pool_text
 from cluster.cluster_file import ClusterFile, this_process
 from cluster.control import RunControl, Wishes, new_actor_name
+from cluster.live_metrics import LiveMetrics, is_wanted
 from cluster.remote import ActorGoneError, fetch, kill
 from cluster.resource_demand import num_waiting
 from cluster.scaling import Scaling
@@ -71,6 +73,7 @@ class ControlRoom:
         self._spawned_s = 0.0
         self._has_answered = False
         self._file: ClusterFile | None = None
+        self._live: LiveMetrics | None = None
         self._failures: set[type[Exception]] = set()
         """Kinds that were told of."""
 
@@ -82,6 +85,9 @@ class ControlRoom:
             checkpoint_step=checkpoint.step if checkpoint is not None else None,
         )
         self._spawn()
+        if is_wanted(self._attempt.config):
+            self._live = LiveMetrics(self._attempt.run.config.run.name)
+            self._attempt.run.add_tracker(self._live)
 
     async def serve(self) -> None:
         """Push the status and carry out wishes and decisions, until cancelled."""
@@ -141,26 +147,26 @@ class ControlRoom:
             changes["buffer"] = figures
         if isinstance(watched.rollouts, ElasticPool) and isinstance(watched.rewards, ElasticPool):
             wanted = {"rollout": watched.rollouts.num_wanted, "reward": watched.rewards.num_wanted}
-            needs = self._engine_needs()
+            placement = self._attempt.placement
+            assert placement is not None
+            needs = placement.engine_resources()
             is_placing = num_placing(workers, "rollout") > 0
             waiting = await asyncio.to_thread(num_waiting, needs) if is_placing else 0
             pending = pending_of(workers, wanted, {"rollout": waiting})
             for entry in pending:
                 if entry["what"] == "waiting":
                     entry["needs"] = needs
+                    if placement.rollout_pool:
+                        entry["pool"] = pool_text(placement.rollout_pool)
             changes |= {"wanted": wanted, "pending": pending}
         self._status.note(**changes)
+        if self._live is not None:
+            self._live.look(self._status.fields)
         if self._status.file_age_s > FILE_EVERY_S:
             try:
                 self._status.write()
             except OSError as error:
                 logger.warning("status.json cannot be written: %s", error)
-
-    def _engine_needs(self) -> dict[str, float]:
-        placement = self._attempt.placement
-        assert placement is not None
-        needs = {"CPU": placement.cpus_per_engine, "GPU": placement.gpus_per_engine}
-        return {name: amount for name, amount in needs.items() if amount}
 
     def _write_file(self, file: ClusterFile) -> None:
         try:

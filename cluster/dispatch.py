@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 
 from alphadrive.errors import EngineDiedError, GarbageError, RolloutError
 from cluster.engine_handle import Engine
+from cluster.load_index import LoadIndex, is_open
 from cluster.remote import ActorGoneError
 from cluster.trials import Trials
 from cluster.workers import WorkerState
@@ -52,6 +53,11 @@ class Dispatcher:
     def __init__(self, engines: Engines) -> None:
         self._pool = engines
         self._suspects: list[Trials] = []
+        self._by_load = LoadIndex(lambda: engines.engines)
+
+    def note(self, engine: Engine) -> None:
+        """To be told whenever an engine's state changes."""
+        self._by_load.note(engine)
 
     async def draw(
         self,
@@ -81,6 +87,7 @@ class Dispatcher:
             engine.watch.restart(asyncio.get_running_loop().time())
         drawing: asyncio.Future[Result] = asyncio.ensure_future(start(engine))
         engine.draws[drawing] = None
+        self.note(engine)
         try:
             return await drawing
         except (EngineDiedError, ActorGoneError) as error:
@@ -98,6 +105,7 @@ class Dispatcher:
             engine.draws.pop(drawing, None)
             if engine.reserved_for is trials:
                 engine.reserved_for = None
+            self.note(engine)
             if not engine.draws:
                 reserve(self._pool.engines, self._suspects)
                 self._pool.notify()
@@ -140,7 +148,7 @@ class Dispatcher:
             while True:
                 self._pool.raise_failure()
                 reserve(self._pool.engines, self._suspects)
-                engine = choose(self._pool.engines, trials)
+                engine = self._choose(trials)
                 if engine is not None:
                     return engine
                 await self._pool.changed()
@@ -148,31 +156,24 @@ class Dispatcher:
             for engine in self._pool.engines:
                 if engine.reserved_for is trials:
                     engine.reserved_for = None
+                    self.note(engine)
             raise
         finally:
             if trials.must_be_alone:
                 self._suspects.remove(trials)
+
+    def _choose(self, trials: Trials) -> Engine | None:
+        """The engine that draws this group now; None while there is none."""
+        if not trials.must_be_alone:
+            return self._by_load.least_loaded(trials.last_engine)
+        own = (engine for engine in self._pool.engines if is_open(engine, trials) and not engine.draws)
+        return next(own, None)
 
 
 def _is_cancelled() -> bool:
     """Whether the task that runs was itself told to end."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def choose(engines: Sequence[Engine], trials: Trials) -> Engine | None:
-    """The engine that draws this group now; None while there is none."""
-    owner = trials if trials.must_be_alone else None
-    best, fewest = None, 0
-    for engine in engines:  # plain, as it is run for every group over all engines
-        if engine.reserved_for is not owner or engine.state is not WorkerState.SERVING:
-            continue
-        num = engine.num_under_way
-        if owner is not None and num:
-            continue
-        if best is None or best is trials.last_engine or (num < fewest and engine is not trials.last_engine):
-            best, fewest = engine, num
-    return best
 
 
 def reserve(engines: Sequence[Engine], suspects: Sequence[Trials]) -> None:

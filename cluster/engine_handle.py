@@ -8,6 +8,8 @@ A restarted engine gets a new handle.
 """
 
 import asyncio
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 from alphadrive.types import WeightVersion
@@ -23,13 +25,28 @@ _NEXT = {
     WorkerState.DEAD: set(),
 }
 
+_NUMBERS = itertools.count()
+
+
+def _ignored(engine: "Engine") -> None: ...
+
 
 class Engine:
-    """One engine actor, as the driver knows it."""
+    """One engine actor, as the driver knows it. `changed` is told of every change of its state."""
 
     kind = "rollout"
 
-    def __init__(self, index: int, engine_id: str, actor: Any, watch: ProgressWatch, line: Line) -> None:
+    def __init__(
+        self,
+        index: int,
+        engine_id: str,
+        actor: Any,
+        watch: ProgressWatch,
+        line: Line,
+        changed: Callable[["Engine"], None] = _ignored,
+    ) -> None:
+        self.number = next(_NUMBERS)
+        """Grows with every engine that is made."""
         self.index = index
         self.id = engine_id
         self.actor = actor
@@ -59,6 +76,7 @@ class Engine:
         self.blames_groups = False
         """Whether what it drew when it was fenced may be the reason: not when it only had to go."""
         self._state = WorkerState.STARTING
+        self._changed = changed
 
     @property
     def state(self) -> WorkerState:
@@ -92,6 +110,7 @@ class Engine:
         if self._state is WorkerState.SERVING and state is not WorkerState.DEAD:
             self.line.flush()
         self._state = state
+        self._changed(self)
         if state is WorkerState.DEAD:
             self.settled.set()
             self.line.close()

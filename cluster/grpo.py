@@ -6,24 +6,32 @@
 import asyncio
 import dataclasses
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import ray
+from ray.util.placement_group import remove_placement_group
 
 from alphadrive.config import Config
+from alphadrive.data.fetching import local_folder, place_for_others
 from alphadrive.data.parquet import DrivingDataset
+from alphadrive.pools import parse_pool
 from alphadrive.types import DrivingQuery
 from cluster.actors import CONTROL, RewardActor, RolloutActor
 from cluster.buffer import SlotBuffer
 from cluster.carriers import Carrier, FileCarrier, StreamCarrier, transfer_kind
+from cluster.gang import reserve
+from cluster.inventory import room_text
 from cluster.launch import WEIGHTS_FOLDER, Attempt, remove_leftover_weights, weights_prefix
 from cluster.learner_group import LearnerGroup
 from cluster.loop import Learner, Parts, Rewards, Rollouts, Schedule, Sync, run
 from cluster.nodes import Drainable, num_machines, watch_nodes
 from cluster.placement import Placement
+from cluster.placing import first_engine_placed
+from cluster.profiler import profiled
 from cluster.proof import CanaryLimit, canary_queries
 from cluster.queries import QueryLedger
 from cluster.recorder import GrpoRecorder
@@ -32,11 +40,13 @@ from cluster.reward_pool import RewardPool
 from cluster.rollout_pool import RolloutPool
 from cluster.row_order import row_order
 from cluster.stall import guarded, stall_limit_s, watch_progress
+from cluster.traced import traced
 from cluster.weight_sync import WeightSync
 from rollout.settings import EngineSettings, engine_settings, greedy_sampling, group_sampling
 
 logger = logging.getLogger(__name__)
 
+LEAST_PLACING_S = 10.0
 START = "no engine, reward worker or learner came up"
 
 
@@ -50,6 +60,8 @@ class SyncWithRecord(Sync, Protocol):
     canary_differences: list[float]
     paused_seconds: list[float]
     """Empty where engine and learner are one process."""
+    latest: dict[str, float]
+    """Parts of the latest publish, by the names of their metrics; empty as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +95,20 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
     nodes = asyncio.create_task(watch_nodes(drainable))
     remove_leftover_weights(attempt.run)
     attempt.watched.rollouts, attempt.watched.rewards = pool, rewards
+    place: Any = None
+
+    async def reserve_place() -> None:
+        nonlocal place
+        place = await reserve(
+            config.learner.num_ranks,
+            placement.rank_resources(),
+            placement.learner_pool,
+            placement.placing_s,
+        )
 
     async def start_learner() -> None:
         nonlocal learner
-        learner = attempt.watched.learner = await _start_learner(attempt, placement)
+        learner = attempt.watched.learner = await _start_learner(attempt, placement, place)
         drainable.append(learner)
 
     async def start_all() -> None:
@@ -106,9 +128,19 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
         f"starting {config.rollout.num_workers} engines, {config.rewards.num_workers} reward workers, "
         f"{config.learner.num_ranks} learner ranks"
     )
+    started_s = time.monotonic()
     try:
-        await guarded(start_all(), watch_progress(stall_limit_s(config), up, waits_for, what=START))
+        # All ranks at once, before engines take a room here and there that they need.
+        await reserve_place()
+        left_s = max(LEAST_PLACING_S, placement.placing_s - (time.monotonic() - started_s))
+        limit_s = stall_limit_s(config) + config.cluster.wait_for_nodes_s
+        await guarded(
+            start_all(),
+            watch_progress(limit_s, up, waits_for, what=START),
+            first_engine_placed(pool, placement, left_s),
+        )
         assert learner is not None
+        attempt.summary["engine_start_s"] = pool.start_seconds
         await _train(attempt, pool, rewards, learner)
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
@@ -119,6 +151,8 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
         finally:
             if learner is not None:
                 learner.kill()
+            elif place is not None:
+                remove_placement_group(place)
             # Last: an export that was cut off may still write its file until the ranks are gone.
             remove_leftover_weights(attempt.run)
 
@@ -177,6 +211,7 @@ async def drive(attempt: Attempt, system: System) -> None:
         sync_seconds=system.sync.seconds,
         canary_differences=system.sync.canary_differences,
         paused_seconds=system.sync.paused_seconds,
+        sync_parts=system.sync.latest,
         saved=attempt.saved,
         data_sha256=attempt.data_sha256,
         waited_s=lambda: buffer.waited_s,
@@ -211,12 +246,15 @@ async def drive(attempt: Attempt, system: System) -> None:
     attempt.status.write(status="running")
     attempt.watched.buffer = buffer
     limit_s = stall_limit_s(attempt.config)
-    await guarded(_to_the_end(attempt, parts, recorder), watch_progress(limit_s, done, describe))
+    async with profiled(attempt) as is_recorded:
+        run_parts = traced(parts) if is_recorded else parts
+        await guarded(_to_the_end(attempt, run_parts), watch_progress(limit_s, done, describe))
     _write_end(attempt, ledger)
 
 
-async def _to_the_end(attempt: Attempt, parts: Parts, recorder: GrpoRecorder) -> None:
+async def _to_the_end(attempt: Attempt, parts: Parts) -> None:
     schedule, learner = make_schedule(attempt.config, attempt.version.step + 1), parts.learner
+    recorder = cast(GrpoRecorder, parts.recorder)
     recorder.start()
     try:
         await run(parts, schedule)
@@ -228,18 +266,20 @@ async def _to_the_end(attempt: Attempt, parts: Parts, recorder: GrpoRecorder) ->
         await recorder.evaluate(step)
     if step != recorder.last_checkpoint_step:
         await recorder.checkpoint(step, is_last=True)
+    await recorder.end_checkpoints()
     attempt.summary |= recorder.summary(step)
 
 
 def _make_ledger(attempt: Attempt) -> QueryLedger:
     config = attempt.config
-    dataset = DrivingDataset(config.data.train, config.data.num_rows)
+    folder = local_folder(config.data.train)
+    dataset = DrivingDataset(folder, config.data.num_rows)
     num_groups = config.grpo.steps * config.grpo.groups_per_step
     return QueryLedger(
         dataset.query,
         len(dataset),
         seed=config.seed,
-        order=row_order(config.data.sampling, Path(config.data.train), len(dataset), config.seed),
+        order=row_order(config.data.sampling, folder, len(dataset), config.seed),
         max_dead_letters=int(config.rewards.max_dead_letter_share * num_groups),
         state=attempt.saved.get("queries"),
     )
@@ -276,7 +316,7 @@ def settings_of_engine(attempt: Attempt, index: int) -> EngineSettings:
 
 def canary_limit_and_queries(attempt: Attempt) -> tuple[CanaryLimit, list[DrivingQuery]]:
     """What the canary of this run compares on."""
-    dataset = DrivingDataset(attempt.config.data.train, attempt.config.data.num_rows)
+    dataset = DrivingDataset(local_folder(attempt.config.data.train), attempt.config.data.num_rows)
     queries = canary_queries(dataset.query, len(dataset), attempt.config.rollout.canary_rows)
     return CanaryLimit(attempt.config.model.dtype), queries
 
@@ -296,16 +336,17 @@ def _write_end(attempt: Attempt, ledger: QueryLedger) -> None:
         attempt.status.write(status="finished")
 
 
-async def _start_learner(attempt: Attempt, placement: Placement) -> LearnerGroup:
+async def _start_learner(attempt: Attempt, placement: Placement, place: Any) -> LearnerGroup:
     config = attempt.config
     return await LearnerGroup.start(
         "grpo",
         config,
         placement,
         model_folder=attempt.model_folder,
-        dataset_folder=Path(config.data.train).resolve(),
+        dataset_folder=place_for_others(config.data.train),
         version=attempt.version,
         checkpoint=attempt.checkpoint.path if attempt.checkpoint else None,
+        place=place,
     )
 
 
@@ -317,6 +358,7 @@ def _make_rollout_pool(attempt: Attempt, placement: Placement, rollout_actor: ty
         return actor_class.options(
             num_cpus=placement.cpus_per_engine,
             num_gpus=placement.gpus_per_engine,
+            label_selector=placement.rollout_pool,
             max_restarts=0,
             max_concurrency=max(1000, 2 * config.num_slots),
         ).remote()
@@ -327,11 +369,13 @@ def _make_rollout_pool(attempt: Attempt, placement: Placement, rollout_actor: ty
         lambda index: settings_of_engine(attempt, index),
         lambda query: group_sampling(config, query.seed),
         greedy_sampling(config),
+        room=lambda: room_text(placement.rollout_pool),
     )
 
 
 def _make_reward_pool(config: Config, rollouts_folder: Path) -> RewardPool:
-    actor_class = ray.remote(RewardActor).options(num_cpus=0, max_restarts=0)
+    pool = parse_pool("cluster.reward_pool", config.cluster.reward_pool)
+    actor_class = ray.remote(RewardActor).options(num_cpus=0, max_restarts=0, label_selector=pool)
     folder, user_folder = str(rollouts_folder.resolve()), str(Path.cwd())
 
     def spawn(worker_id: str) -> Any:

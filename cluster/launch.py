@@ -6,7 +6,6 @@
 """
 
 import asyncio
-import gc
 import hashlib
 import logging
 import time
@@ -22,11 +21,15 @@ from alphadrive.config_checks import check_config
 from alphadrive.preflight import check_run
 from alphadrive.run_folder import RunFolder
 from alphadrive.types import WeightVersion
+from cluster.collector import rare_collections
 from cluster.control_room import control_room
+from cluster.inventory import live_nodes
+from cluster.jobs import check_paths, stop_note
+from cluster.node_paths import check_nodes
 from cluster.placement import Placement, num_engines, plan_placement
 from cluster.processes import ProcessTree, Reaper
 from cluster.progress import RunProgress
-from cluster.ray_session import cluster_size, ray_session
+from cluster.ray_session import cluster_to_join, ray_session
 from cluster.resuming import end_of_finished, kept_checkpoints, newest_start, start_of
 from cluster.stall import Deadman, guarded, stall_limit_s
 from cluster.status import RunStatus
@@ -109,6 +112,9 @@ def execute(
     """Run one stage from its checks to its summary."""
     started_s = time.monotonic()
     check_config(config)
+    check_paths(config)
+    if on_ray:
+        cluster_to_join()
     if stage == "grpo":
         load_terms(config.rewards, Path.cwd())
     checked = check_run(config, stage if on_ray else "debug")
@@ -142,6 +148,8 @@ def execute(
         status.begin_attempt(
             start.version.attempt, start.version.step, "resumed" if start.version.attempt else "started"
         )
+        if (note := stop_note(config.checkpoint.stop_grace_s)) is not None:
+            progress.say(note)
         try:
             _run_stage(stage, attempt, train, tree if on_ray else None)
         except KeyboardInterrupt:
@@ -161,7 +169,7 @@ def execute(
                 "peak_rss_bytes": tree.peak_bytes,
                 "checkpoints": kept_checkpoints(run),
             }
-            _write_summary(run, summary)
+            run.write_summary(summary)
     committed = run.checkpoints.all()
     return RunResult(
         status=status.state,
@@ -169,14 +177,6 @@ def execute(
         summary=summary,
         checkpoint=committed[-1] if committed else None,
     )
-
-
-def _write_summary(run: RunFolder, summary: dict[str, Any]) -> None:
-    """A summary that a full disk does not take must not hide why the run ended."""
-    try:
-        run.write_summary(summary)
-    except OSError as error:
-        logger.error("%s: cannot be written: %s", run.summary_path, error)
 
 
 def _run_stage(stage: str, attempt: Attempt, train: Stage, tree: ProcessTree | None) -> None:
@@ -189,10 +189,18 @@ def _run_stage(stage: str, attempt: Attempt, train: Stage, tree: ProcessTree | N
     if tree is None:
         return _run_loop(attempt, train(attempt))
     with _deadman(attempt) as deadman, ray_session(num_gpus, tree):
-        attempt.placement = plan_placement(config, stage, *cluster_size())
-        if attempt.placement.note:
-            attempt.progress.say(attempt.placement.note)
+        _place(attempt, stage)
         _run_loop(attempt, guarded(train(attempt), deadman.pulse()))
+
+
+def _place(attempt: Attempt, stage: str) -> None:
+    """Compare what the run asks for with the nodes there are, and say it. Raises ResourceError, NodeError."""
+    nodes = live_nodes()
+    attempt.placement = plan_placement(attempt.config, stage, nodes)
+    for words in (attempt.placement.table, attempt.placement.note):
+        if words:
+            attempt.progress.say(words)
+    check_nodes(attempt.config, stage, attempt.placement, attempt.model_folder, attempt.run.path, nodes)
 
 
 def _deadman(attempt: Attempt) -> Deadman:
@@ -210,14 +218,12 @@ def _run_loop(attempt: Attempt, work: Coroutine[Any, Any, None]) -> None:
             async with control_room(attempt) if attempt.placement is not None else nullcontext():
                 await work
 
-    gc.freeze()  # modules stay, and every look of the collector at them would hold the driver up
     try:
-        asyncio.run(with_signals())
+        with rare_collections():
+            asyncio.run(with_signals())
     except asyncio.CancelledError:
         if not attempt.stop.was_asked:
             raise
-    finally:
-        gc.unfreeze()
     if attempt.stop.was_asked:
         raise attempt.stop.interrupt()
 
@@ -225,7 +231,12 @@ def _run_loop(attempt: Attempt, work: Coroutine[Any, Any, None]) -> None:
 def weights_prefix(run: RunFolder) -> str:
     """How the names of a run's weights files in `WEIGHTS_FOLDER` start: the same for every attempt, so that
     the next one removes what the last one left."""
-    return f"alphadrive-{hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:16]}"
+    return scratch_prefix(run.path)
+
+
+def scratch_prefix(run_path: Path) -> str:
+    """The same for the run in a folder; `cluster.meeting` uses it too."""
+    return f"alphadrive-{hashlib.sha256(str(run_path.resolve()).encode()).hexdigest()[:16]}"
 
 
 def remove_leftover_weights(run: RunFolder) -> None:

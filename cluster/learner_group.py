@@ -8,7 +8,9 @@ are compared with an engine's, so that the two never overlap.
 """
 
 import asyncio
+import dataclasses
 import logging
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -23,16 +25,16 @@ from alphadrive.errors import LearnerDiedError, LearnerError, LearnerMovesError,
 from alphadrive.types import StepResult, WeightsFile, WeightsOffer, WeightsSent, WeightVersion
 from cluster.actors import LearnerActor
 from cluster.batches import BatchItem, packed
-from cluster.gang import Gang
+from cluster.gang import Gang, reserve
+from cluster.meeting import leave, meeting_point
 from cluster.placement import Placement
 from cluster.workers import WorkerState, WorkerStatus
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-PLACEMENT_TIMEOUT_S = 60.0
 RESTART_PLACEMENT_TIMEOUT_S = 600.0
-"""Longer than at the start: where a node was lost, another one may have to come first."""
+"""Longer than `Placement.placing_s`, for the start: where a node was lost, another one may have to come."""
 START_TIMEOUT_S = 600.0
 EXPECT_DELAY_S = 0.02
 """So that one call tells a rank of many images."""
@@ -42,7 +44,7 @@ class LearnerGroup:
     """All ranks of the learner of `stage` (`grpo` or `sft`). Make one with `start`."""
 
     def __init__(
-        self, stage: str, config: Config, placement: Placement, model_folder: Path, dataset_folder: Path
+        self, stage: str, config: Config, placement: Placement, model_folder: Path, dataset_folder: str
     ) -> None:
         self.version = WeightVersion(0, 0)
         self.lock = asyncio.Lock()
@@ -56,6 +58,7 @@ class LearnerGroup:
         self._nodes: set[str] = set()
         """Where the ranks are, or were."""
         self._leaving_nodes: set[str] = set()
+        self._meeting_point = ""
         self._lost: asyncio.Future[LearnerDiedError] = asyncio.get_running_loop().create_future()
         self._expected: list[tuple[int, int]] = []
         self._groups_done = [0] * config.learner.num_ranks
@@ -69,17 +72,20 @@ class LearnerGroup:
         placement: Placement,
         *,
         model_folder: Path,
-        dataset_folder: Path,
+        dataset_folder: str,
         version: WeightVersion,
         checkpoint: Path | None = None,
+        place: Any = None,
     ) -> Self:
-        """Place and start all ranks; they go on from `checkpoint` if given.
+        """Place and start all ranks, in `place` if `reserve` gave it; they go on from `checkpoint` if given.
+        Each finds `dataset_folder` for itself: it may be an address.
 
         Raises ResourceError when the gang cannot be placed, LearnerError or what a rank raised.
         """
         group = cls(stage, config, placement, model_folder, dataset_folder)
+        group._place = place
         try:
-            await group._bring_up(version, checkpoint, PLACEMENT_TIMEOUT_S)
+            await group._bring_up(version, checkpoint, placement.placing_s)
         except BaseException:
             group.kill()
             raise
@@ -192,6 +198,7 @@ class LearnerGroup:
         gang, self._gang = self._gang, None
         if gang is not None:
             gang.end()
+        leave(self._meeting_point)
 
     def kill(self) -> None:
         """End all ranks and give their resources back."""
@@ -199,6 +206,11 @@ class LearnerGroup:
         place, self._place = self._place, None
         if place is not None:
             remove_placement_group(place)
+
+    def actors(self) -> list[tuple[str, Any]]:
+        """Id and actor of every rank; none while there is no gang."""
+        ranks = self._gang.ranks if self._gang is not None else []
+        return [(f"rank-{rank}", actor) for rank, actor in enumerate(ranks)]
 
     def workers(self) -> list[WorkerStatus]:
         """The ranks, for `alphadrive status`."""
@@ -254,8 +266,9 @@ class LearnerGroup:
     async def _bring_up(self, version: WeightVersion, checkpoint: Path | None, placement_s: float) -> None:
         num_ranks, resources = self._config.learner.num_ranks, self._placement.rank_resources()
         kept, self._place = self._place, None
-        self._gang = gang = await Gang.place(LearnerActor, num_ranks, resources, placement_s, kept)
-        self._place = gang.group
+        pool = self._placement.learner_pool
+        self._place = await reserve(num_ranks, resources, pool, placement_s, kept)
+        self._gang = gang = Gang.place(LearnerActor, num_ranks, resources, self._place)
         try:
             await self._join(gang, version.attempt)
             if checkpoint is not None:
@@ -274,17 +287,19 @@ class LearnerGroup:
         environment = {"OMP_NUM_THREADS": str(self._placement.threads_per_rank)}
         if is_one_node and not self._placement.gpus_per_rank:
             environment["GLOO_SOCKET_IFNAME"] = "lo"
+        self._meeting_point = meeting_point(meetings, Path(self._config.run.root) / self._config.run.name)
         placing = {
             "world_size": len(meetings),
-            "master_addr": "127.0.0.1" if is_one_node else meetings[0].address,
-            "master_port": meetings[0].port,
+            "meeting_point": self._meeting_point,
             "model_folder": self._model_folder,
             "dataset_folder": self._dataset_folder,
             "attempt": attempt,
         }
+        # Ranks write torch's traces into the run's folder, and their working directory need not be ours.
+        run = dataclasses.replace(self._config.run, root=os.path.abspath(self._config.run.root))
+        config = dataclasses.replace(self._config, run=run)
         arguments = [
-            (self._stage, self._config, placing | {"rank": rank}, environment)
-            for rank in range(len(meetings))
+            (self._stage, config, placing | {"rank": rank}, environment) for rank in range(len(meetings))
         ]
         await gang.call("start", arguments, START_TIMEOUT_S)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from alphadrive import metric_names as names
 from alphadrive.config import Config
+from alphadrive.data.fetching import local_folder
 from alphadrive.data.parquet import DrivingDataset
 from alphadrive.errors import EngineDiedError, RolloutError
 from alphadrive.evaluation import evaluate
@@ -37,7 +38,8 @@ class GrpoRecorder:
     """Records one attempt of a GRPO run.
 
     `answer` is asked in evaluations, `save` writes the learner into a folder, `sync_seconds`,
-    `canary_differences` and `paused_seconds` are the growing lists of the weight sync. `saved` is what the
+    `canary_differences` and `paused_seconds` are the growing lists of the weight sync, `sync_parts` the
+    metrics of its latest publish. `saved` is what the
     checkpoint's ledger file holds, `data_sha256` what later attempts know the data by. `waited_s` tells for
     how long the learner has waited for groups in all, `worker_metrics` what belongs to a step's metrics
     about the workers, `wants_checkpoint` whether the learner must move after one; then `checkpointed` is
@@ -57,6 +59,7 @@ class GrpoRecorder:
         sync_seconds: list[float],
         canary_differences: list[float],
         paused_seconds: Sequence[float] = (),
+        sync_parts: Mapping[str, float] | None = None,
         saved: Mapping[str, Any] | None = None,
         data_sha256: str = "",
         waited_s: Callable[[], float] = float,
@@ -74,7 +77,7 @@ class GrpoRecorder:
         self._answer, self._save, self._data_sha256 = answer, save, data_sha256
         self._checkpoints = CheckpointWriter(run, status)
         self._sync_seconds, self._canary_differences = sync_seconds, canary_differences
-        self._paused_seconds = paused_seconds
+        self._paused_seconds, self._sync_parts = paused_seconds, sync_parts
         self._waited_s, self._worker_metrics = waited_s, worker_metrics
         self._wants_checkpoint, self._checkpointed = wants_checkpoint, checkpointed
         self._step_waited_s = 0.0
@@ -103,8 +106,10 @@ class GrpoRecorder:
         self.num_events += 1
         self._num_step_skipped += self._skips_flat_groups and not header.has_signal
         self._num_step_tokens += header.num_tokens
-        # Without the reference, which would keep groups that were skipped in the object store.
-        self._step_scored.append(dataclasses.replace(header, scored=None))
+        if self._skips_flat_groups and not header.has_signal:
+            # Without the reference, which would keep groups that were skipped in the object store.
+            header = dataclasses.replace(header, scored=None)
+        self._step_scored.append(header)
 
     def stepped(self, result: StepResult, headers: Sequence[GroupHeader], lags: Sequence[int]) -> None:
         """Write and show one step. Raises NonFiniteError at the third in a row that was not finite."""
@@ -134,6 +139,7 @@ class GrpoRecorder:
         self._step_waited_s = waited_s
         if self._paused_seconds:
             metrics[names.ENGINE_PAUSED_S] = self._paused_seconds[-1]
+        metrics |= self._sync_parts or {}
         metrics |= self._worker_metrics()
         metrics[names.POLICY_LAG_MAX] = float(max(lags))
         metrics |= {names.groups_at_lag(lag): float(number) for lag, number in sorted(Counter(lags).items())}
@@ -173,7 +179,7 @@ class GrpoRecorder:
         if self._config.data.eval is None or self._is_stopped:
             return
         started_s = time.monotonic()
-        dataset = DrivingDataset(self._config.data.eval, self._config.eval.num_rows)
+        dataset = DrivingDataset(local_folder(self._config.data.eval), self._config.eval.num_rows)
         self._eval_task = asyncio.ensure_future(evaluate(self._counted_answer, dataset))
         try:
             result = await self._eval_task
@@ -218,6 +224,10 @@ class GrpoRecorder:
         self.num_events += 1
         if committed is not None and not is_last:
             self._checkpointed()
+
+    async def end_checkpoints(self) -> None:
+        """Wait until the last checkpoint is copied, where there is a mirror. Raises CheckpointWriteError."""
+        await self._checkpoints.end()
 
     def progress(self) -> object:
         """Something that changes as long as anything is done, half a checkpoint included."""

@@ -40,7 +40,8 @@ LONGEST_PERIOD_S = 0.25
 
 
 class RolloutPool:
-    """All engines of a run. `spawn` makes an engine's actor, `settings_of` its settings."""
+    """All engines of a run. `spawn` makes an engine's actor, `settings_of` its settings; `room` says what is
+    free for one."""
 
     def __init__(
         self,
@@ -49,9 +50,13 @@ class RolloutPool:
         settings_of: Callable[[int], EngineSettings],
         group_sampling: Callable[[DrivingQuery], Sampling],
         answer_sampling: Sampling,
+        room: Callable[[], str] = str,
     ) -> None:
         self.catch_up: Callable[[Engine], Awaitable[None]] | None = None
         """Brings a new engine the current weights and their proof; without it a new one serves at once."""
+        self.start_seconds: list[float] = []
+        """Of every engine that came up: loading, and, where there were any, the current weights and their
+        proof."""
         self._config = config
         self._spawn = spawn
         self._settings_of = settings_of
@@ -67,6 +72,7 @@ class RolloutPool:
             until_empty=self._until_closable,
             none_left=self._none_left,
             needs=f"{config.cpus_per_worker:g} CPUs and {config.gpus_per_worker:g} GPUs",
+            room=room,
         )
         policy = RestartPolicy(config.max_restarts)
         self._fleet: Fleet[Engine] = Fleet(craft, policy, config.request_timeout_s)
@@ -148,6 +154,10 @@ class RolloutPool:
         """
         self._fleet.drain_node(node_id, deadline_s)
 
+    def actors(self) -> list[tuple[str, Any]]:
+        """Id and actor of every engine that is not dead."""
+        return [(engine.id, engine.actor) for engine in self.engines]
+
     def workers(self) -> list[WorkerStatus]:
         """All engines, and those that died in the last minutes."""
         return self._fleet.statuses()
@@ -215,13 +225,14 @@ class RolloutPool:
         watch = ProgressWatch(self._health.limit_s, asyncio.get_running_loop().time())
         actor = self._spawn(index)
         line = Line(actor, self._config.request_timeout_s, self._period_s)
-        return Engine(index, engine_id, actor, watch, line)
+        return Engine(index, engine_id, actor, watch, line, self._dispatcher.note)
 
     def _period_s(self) -> float:
         return min(LONGEST_PERIOD_S, len(self.engines) * PERIOD_S)
 
     async def _start_engine(self, engine: Engine) -> None:
         settings = self._settings_of(engine.index)
+        started_s = asyncio.get_running_loop().time()
         try:
             await remote.fetch(engine.actor.start.remote(settings, engine.id), START_TIMEOUT_S)
         except (AlphaDriveError, TimeoutError):
@@ -232,6 +243,8 @@ class RolloutPool:
             engine.version = settings.initial_version
             engine.enter(WorkerState.STALE)
             await self._bring_weights(engine)
+            if engine.state is WorkerState.SERVING:
+                self.start_seconds.append(asyncio.get_running_loop().time() - started_s)
 
     async def _bring_weights(self, engine: Engine) -> None:
         """Bring an engine the current weights, and open it when it has proved them."""

@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Sequence
 
+from alphadrive import metric_names as names
 from alphadrive.errors import EngineDiedError, LearnerError, WeightSyncError
 from alphadrive.types import DrivingQuery, WeightVersion
 from cluster import remote
@@ -53,6 +54,8 @@ class WeightSync:
         self.paused_seconds: list[float] = []
         """Of each publish: the longest that an engine drew nothing."""
         self.canary_differences: list[float] = []
+        self.latest: dict[str, float] = {}
+        """Parts of the latest publish, by the names of their metrics."""
         self._paused_s = 0.0
         self._pool = pool
         self._learner = learner
@@ -108,7 +111,9 @@ class WeightSync:
             raise EngineDiedError(f"{engine.id} was lost while it took the current weights")
 
     async def _bring(self, engines: Sequence[Engine], version: WeightVersion) -> None:
+        begun_s = time.monotonic()
         async with self._carrier.carry(engines, version) as shipment:
+            self.latest[names.SYNC_EXPORT_S] = time.monotonic() - begun_s
             updates = {
                 asyncio.create_task(self._update(engine, shipment, version)): engine
                 for engine in shipment.engines
@@ -133,18 +138,23 @@ class WeightSync:
         """Compare and open the engines as they come, so that none waits for one that hangs."""
         waiting = set(updates)
         largest: list[float] = []
-        self._paused_s = 0.0
+        self._paused_s = canary_s = 0.0
+        started_s = time.monotonic()
         while waiting:
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             drawn = [(updates[task], task.result()) for task in done]
             updated = [(engine, groups) for engine, groups in drawn if groups]
+            arrived_s = time.monotonic()
             differences = await self._differences([groups for _, groups in updated]) if updated else []
+            canary_s += time.monotonic() - arrived_s
             for (engine, _), difference in zip(updated, differences, strict=True):
                 self._limit.check(engine.id, version, difference)
                 self._pool.admit(engine, version)
             largest += differences
         if largest:
             self.canary_differences.append(max(largest))
+            self.latest[names.SYNC_ENGINE_S] = arrived_s - started_s
+            self.latest[names.SYNC_CANARY_S] = canary_s
 
     async def _update(self, engine: Engine, shipment: Shipment, version: WeightVersion) -> list[object]:
         """Update one engine and have it draw canaries; none if it was fenced."""
@@ -171,7 +181,12 @@ class WeightSync:
         finally:
             engine.is_updating = False
             engine.watch.restart(asyncio.get_running_loop().time())
-        check_digest(engine.id, weights, receipt.sha256, version)
+        try:
+            check_digest(engine.id, weights, receipt.sha256, version)
+        except WeightSyncError as error:
+            # Where a learner that dies now hides the error, the run goes on, and not with this engine.
+            self._pool.lose(engine, error, blames_groups=False)
+            raise
         self._paused_s = max(self._paused_s, receipt.paused_s)
         return groups
 

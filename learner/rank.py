@@ -18,10 +18,12 @@ from torch import Tensor
 from alphadrive import metric_names as names
 from alphadrive.config import Config
 from alphadrive.errors import LearnerError, PolicyLagError
+from alphadrive.profiling.spans import is_recording, span
 from alphadrive.types import RolloutGroup, ScoredGroup, StepResult, WeightsFile, WeightVersion
 from alphadrive.weight_layout import WeightLayout
 from learner.admission import completion_problem, version_problem
 from learner.batch import TokenBatch, TrainBatch
+from learner.flops import step_flops
 from learner.group_batches import TrainGroup, group_batches, start_logprobs
 from learner.minibatches import dealt_groups, shuffled_minibatches
 from learner.objective import LossInputs, grpo_loss, loss_settings, step_normaliser
@@ -44,8 +46,7 @@ class LearnerRank:
         *,
         rank: int,
         world_size: int,
-        master_addr: str,
-        master_port: int,
+        meeting_point: str,
         model_folder: Path,
         dataset_folder: Path,
         attempt: int = 0,
@@ -56,8 +57,7 @@ class LearnerRank:
             config,
             rank=rank,
             world_size=world_size,
-            master_addr=master_addr,
-            master_port=master_port,
+            meeting_point=meeting_point,
             model_folder=model_folder,
             dataset_folder=dataset_folder,
             temperature=config.grpo.temperature,
@@ -84,6 +84,23 @@ class LearnerRank:
         untouched: PolicyLagError for a group of another attempt or outside the lag bound, LearnerError for a
         damaged completion or when no rank has a completion token.
         """
+        step = self._trainer.step + 1
+        with self._trainer.traces.of(step), span("train", step=step) as training:
+            result = self._step(groups)
+            if is_recording():
+                training.note(**self._work(groups))
+        return result
+
+    def _work(self, groups: Sequence[ScoredGroup]) -> dict[str, float]:
+        """The arithmetic of a step on this rank's groups, where it is known: see `learner.flops`."""
+        policy, processor = self._trainer.policy, self._trainer.reader.processor
+        if policy.is_vision_frozen or policy.adapter is not None:
+            return {}
+        drawn = [scored.group for scored in groups]
+        flops = step_flops(policy.model.config, drawn, processor.image_token_id)
+        return {} if flops is None else {"flops": flops * self.config.grpo.epochs}
+
+    def _step(self, groups: Sequence[ScoredGroup]) -> StepResult:
         started = time.perf_counter()
         trainer, grpo, step = self._trainer, self.config.grpo, self._trainer.step + 1
         trainer.begin_step([scored.group.query.row for scored in groups])

@@ -21,6 +21,7 @@ from alphadrive.errors import (
     TransferCutError,
     WeightSyncError,
 )
+from alphadrive.profiling.spans import add_span
 from alphadrive.types import DrivingQuery, RolloutGroup, WeightsFile, WeightsStream, WeightVersion
 from rollout.environment import prepare_environment
 from rollout.settings import CANARY_TICKET, EngineSettings, Sampling, UpdateReceipt
@@ -229,6 +230,7 @@ class RolloutEngine:
             request_id = f"{self.engine_id}-canary-{weights.version}-{index}"
             drawing.append(await llm.add_request(request_id, rendered, parameters, priority=FIRST))
         await llm.resume_generation()
+        add_span("paused", paused_s)
         return UpdateReceipt(sha256=sha256, paused_s=time.monotonic() - paused_s), drawing
 
     async def close(self) -> None:

@@ -16,6 +16,7 @@ from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
+from alphadrive.data.fetching import local_folder
 from alphadrive.data.parquet import DrivingDataset
 from alphadrive.errors import ModelError, RolloutError
 from alphadrive.processing import PromptProcessor
@@ -75,7 +76,7 @@ class RequestMaker:
         )
         self.engine_id = engine_id
         self.tokens_generated = 0
-        self._folders = settings.datasets
+        self._folders = {name: local_folder(str(place)) for name, place in settings.datasets.items()}
         self._datasets: dict[str, DrivingDataset] = {}
 
     def dataset(self, name: str) -> DrivingDataset:

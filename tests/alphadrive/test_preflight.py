@@ -14,7 +14,7 @@ from alphadrive.capacity import (
     check_disk,
     check_memory,
     checkpoint_bytes,
-    learner_state_bytes,
+    learner_states,
     memory_limit_bytes,
 )
 from alphadrive.config import Config, default_config
@@ -285,7 +285,7 @@ def test_with_lora_only_the_adapter_has_gradients_moments_and_a_place_in_checkpo
     def bytes_of_rank(num_adapter: int, **learner: int) -> int:
         shape = {"zero_stage": 1, "num_ranks": 1} | learner
         config.learner.zero_stage, ranks = shape["zero_stage"], shape["num_ranks"]
-        return learner_state_bytes(config, "grpo", TWO_BILLION, ranks, num_adapter)
+        return learner_states(config, "grpo", TWO_BILLION, ranks, num_adapter=num_adapter).total
 
     assert bytes_of_rank(0) == (2 + 2 + 12 + 2) * TWO_BILLION
     assert bytes_of_rank(adapter) == 2 * TWO_BILLION + (2 + 2 + 12) * adapter

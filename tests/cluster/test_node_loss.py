@@ -44,8 +44,10 @@ def nodes():
     import ray
     from ray.cluster_utils import Cluster
 
+    from cluster.private_cluster import ask_for_token
     from cluster.processes import ProcessTree, end_processes
 
+    ask_for_token()
     with ProcessTree() as tree:
         before = tree.descendants()
         cluster = patiently(Cluster, initialize_head=True, head_node_args={"num_cpus": 0})
@@ -167,10 +169,11 @@ def test_the_door_of_a_run_is_on_the_node_of_its_driver_whatever_room_others_hav
     import ray
 
     from cluster.control_room import control_room
+    from cluster.packing import Node
     from cluster.placement import plan_placement
 
     attempt = fake_runs.make_attempt(scenes, tmp_path, STEPS)
-    attempt.placement = plan_placement(attempt.config, "grpo", 4, 0)
+    attempt.placement = plan_placement(attempt.config, "grpo", [Node(cpus=4)])
 
     async def visit():
         async with control_room(attempt):

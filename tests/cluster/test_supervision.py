@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
@@ -157,6 +158,11 @@ class Bench:
     num_under_way: int = 0
     state: WorkerState = WorkerState.SERVING
     reserved_for: object = None
+    number: int = 0
+
+    @property
+    def draws(self):
+        return [None] * self.num_under_way
 
     @property
     def is_up(self):
@@ -169,43 +175,52 @@ def suspect(ticket):
     return trials
 
 
-def test_a_group_goes_to_the_engine_with_the_fewest_and_after_a_failure_to_another():
-    from cluster.dispatch import choose
+def chosen(engines, trials):
+    """What the dispatcher chooses among engines that have just changed."""
+    from cluster.dispatch import Dispatcher
 
+    dispatcher = Dispatcher(SimpleNamespace(engines=engines))
+    for number, engine in enumerate(engines):
+        engine.number = number
+        dispatcher.note(engine)
+    return dispatcher._choose(trials)
+
+
+def test_a_group_goes_to_the_engine_with_the_fewest_and_after_a_failure_to_another():
     engines = [Bench(3), Bench(1), Bench(2), Bench(0, WorkerState.STALE), Bench(0, WorkerState.DRAINING)]
     trials = Trials("ticket 1", 1, max_attempts=2)
-    assert choose(engines, trials) is engines[1]
+    assert chosen(engines, trials) is engines[1]
     trials.last_engine = engines[1]
-    assert choose(engines, trials) is engines[2]
-    assert choose(engines[1:2], trials) is engines[1]
-    assert choose(engines[3:], trials) is None
+    assert chosen(engines, trials) is engines[2]
+    assert chosen(engines[1:2], trials) is engines[1]
+    assert chosen(engines[3:], trials) is None
 
 
 def test_suspects_wait_until_an_engine_of_their_own_is_empty_and_nobody_else_gets_it():
-    from cluster.dispatch import choose, reserve
+    from cluster.dispatch import reserve
 
     engines = [Bench(3), Bench(1), Bench(2)]
     first, second, third = suspect(5), suspect(6), suspect(7)
     reserve(engines, [first, second, third])
     assert [engine.reserved_for for engine in engines] == [None, first, second]
-    assert choose(engines, first) is None
-    assert choose(engines, Trials("ticket 9", 9, 2)) is engines[0]
+    assert chosen(engines, first) is None
+    assert chosen(engines, Trials("ticket 9", 9, 2)) is engines[0]
     engines[1].num_under_way = 0
-    assert choose(engines, first) is engines[1]
-    assert choose(engines, third) is None
+    assert chosen(engines, first) is engines[1]
+    assert chosen(engines, third) is None
 
 
 def test_the_only_engine_is_given_to_suspects_one_after_another():
-    from cluster.dispatch import choose, reserve
+    from cluster.dispatch import reserve
 
     (engine,) = engines = [Bench(0)]
     first, second = suspect(5), suspect(6)
     reserve(engines, [first, second])
-    assert choose(engines, first) is engine and choose(engines, second) is None
-    assert choose(engines, Trials("ticket 9", 9, 2)) is None
+    assert chosen(engines, first) is engine and chosen(engines, second) is None
+    assert chosen(engines, Trials("ticket 9", 9, 2)) is None
     engine.reserved_for = None
     reserve(engines, [second])
-    assert choose(engines, second) is engine
+    assert chosen(engines, second) is engine
 
 
 def test_an_engine_that_drains_is_reserved_for_nobody():

@@ -249,9 +249,9 @@ ENGINE_MUTANTS = (
     one(
         "groups go to engines that are not proved",
         15,
-        "cluster.dispatch:choose",
-        "engine.state is not WorkerState.SERVING",
-        "not engine.is_up",
+        "cluster.load_index:is_open",
+        "engine.state is WorkerState.SERVING",
+        "engine.is_up",
     ),
     one(
         "what an engine returns is not checked",
@@ -387,8 +387,8 @@ RECOVERY_MUTANTS = (
         "a learner that was up before the others is left",
         3,
         RUN,
-        "learner = attempt.watched.learner = await _start_learner(attempt, placement)",
-        "started = await _start_learner(attempt, placement)\n        await pool.start()\n"
+        "learner = attempt.watched.learner = await _start_learner(attempt, placement, place)",
+        "started = await _start_learner(attempt, placement, place)\n        await pool.start()\n"
         "        learner = attempt.watched.learner = started",
     ),
     one(

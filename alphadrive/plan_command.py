@@ -1,0 +1,109 @@
+"""`alphadrive plan CONFIG`: what a run needs and how fast it should be, before anything is started.
+
+    0   it fits
+    1   it does not; the nearest settings that would are shown
+
+`--dry-run` of the commands that start a run comes here, too: the checks of a start, then the plan.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from alphadrive.planning.command import add_calibration_options, is_prediction, run_prediction
+
+if TYPE_CHECKING:
+    from alphadrive.config import Config
+    from alphadrive.sizing.plan import Plan
+
+_EPILOG = "example: alphadrive plan qwen2vl_2b_8gpu learner.zero_stage=1 --gpu H200 --rows 110000"
+
+
+def add_plan_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `plan`; it sets `run`, a function of the parsed arguments."""
+    from alphadrive.sizing.gpus import DEFAULT_GPU, GPUS
+
+    parser = subparsers.add_parser(
+        "plan",
+        help="memory, batches and time of a run, before it is started",
+        description="Memory of every kind of GPU, batch arithmetic, expected speed; what would not fit, and "
+        "the nearest settings that would. Needs no GPU, and of the model at most its config.json.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a shipped one")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="override a key, for example grpo.steps=10"
+    )
+    parser.add_argument("--stage", choices=("grpo", "sft"), default="grpo", help="default: grpo")
+    parser.add_argument("--gpu", choices=tuple(GPUS), default=DEFAULT_GPU, help=f"default: {DEFAULT_GPU}")
+    parser.add_argument(
+        "--rows", type=int, metavar="N", help="rows of an epoch (default: those of data.train)"
+    )
+    parser.add_argument(
+        "--answer-tokens", type=int, metavar="N", help="tokens of a typical answer (default: 80)"
+    )
+    parser.add_argument("--json", action="store_true", help="for machines; keys are in docs/planning.md")
+    add_calibration_options(parser)
+    parser.set_defaults(run=run_plan)
+
+
+def run_plan(args: argparse.Namespace) -> int:
+    """Print the plan; returns 1 when the run would not fit. Raises ConfigError, ModelError, DataError."""
+    from alphadrive.config import load_config
+    from alphadrive.sizing.gpus import GPUS
+    from alphadrive.sizing.plan import make_plan, rows_of
+
+    config = load_config(args.config, args.overrides)
+    if is_prediction(args):
+        return run_prediction(config, args, as_json=args.json)
+    rows = args.rows if args.rows is not None else rows_of(config)
+    plan = make_plan(config, args.stage, GPUS[args.gpu], rows=rows, answer_tokens=args.answer_tokens)
+    return _shown(plan, as_json=args.json)
+
+
+def dry_run(config: "Config", stage: Literal["grpo", "sft", "debug"]) -> int:
+    """Check everything that a start checks, then show the plan; nothing is started, no run folder made.
+
+    Returns 1 when the run would not fit. Raises InputError.
+    """
+    from alphadrive.preflight import check_run
+    from alphadrive.sizing.gpus import DEFAULT_GPU, GPUS
+    from alphadrive.sizing.plan import make_plan
+
+    if stage != "sft":
+        from rewards.further import load_terms
+
+        load_terms(config.rewards, Path.cwd())
+    train = check_run(config, stage).train
+    assert train is not None
+    text_tokens = train.longest_prompt - train.longest_prompt_image
+    plan = make_plan(config, stage, GPUS[DEFAULT_GPU], rows=train.num_rows, text_tokens=text_tokens)
+    return _shown(plan)
+
+
+def dry_demo() -> int:
+    """Show the plans of the demo's two stages, whose data it would make itself."""
+    from alphadrive.config import load_config
+    from alphadrive.demo import CONFIG, NUM_TRAIN, SFT_RANKS, SFT_SHARE
+    from alphadrive.sizing.gpus import DEFAULT_GPU, GPUS
+    from alphadrive.sizing.plan import make_plan
+
+    sft = make_plan(
+        load_config(CONFIG, [SFT_RANKS]), "sft", GPUS[DEFAULT_GPU], rows=int(NUM_TRAIN * SFT_SHARE)
+    )
+    grpo = make_plan(load_config(CONFIG), "grpo", GPUS[DEFAULT_GPU], rows=NUM_TRAIN)
+    return max(_shown(sft), _shown(grpo))
+
+
+def _shown(plan: "Plan", *, as_json: bool = False) -> int:
+    from alphadrive.sizing.advice import advise
+    from alphadrive.sizing.text import plan_text
+
+    advice = [] if plan.fits else advise(plan)
+    if as_json:
+        found = plan.as_json() | {"advice": [list(each.overrides) for each in advice]}
+        print(json.dumps(found, indent=2))
+    else:
+        print(plan_text(plan, advice) + "\n")
+    return 0 if plan.fits else 1
