@@ -101,7 +101,8 @@ def _levers(plan: Plan) -> list[Lever]:
     levers: list[Lever] = []
     if plan.problems:
         levers += _length_levers(plan)
-    if plan.problems or any("learner" in label or "machine" in label for label in tight):
+    is_budget_short = any("learner.max_tokens_per_microbatch" in words for words in plan.problems)
+    if is_budget_short or any("learner" in label or "machine" in label for label in tight):
         levers += _learner_levers(plan)
     if any("engine" in label or "machine" in label for label in tight):
         levers += _engine_levers(plan)
@@ -149,13 +150,14 @@ def _length_levers(plan: Plan) -> list[Lever]:
 def _learner_levers(plan: Plan) -> list[Lever]:
     config, learner = plan.config, plan.config.learner
     budget, least = learner.max_tokens_per_microbatch, _group_tokens(plan, config.grpo.max_new_tokens)
-    budgets = [_rounded(least)] if budget < least else _halved(budget, least)
-    if budgets and budgets[-1] > _rounded(least):
+    shares = [budget * share // 4 >> halvings for halvings in range(8) for share in (3, 2)]
+    budgets = [share for share in shares if share >= least]
+    if budget < least or (budgets and budgets[-1] > _rounded(least)):
         budgets.append(_rounded(least))
     ranks = 1 if plan.stage == "debug" else learner.num_ranks
     stages = [stage for stage in (1, 2, 3) if stage > learner.zero_stage] if ranks > 1 else []
     levers = [
-        _lever(config, "learner.max_tokens_per_microbatch", budgets, 1.0),
+        _lever(config, "learner.max_tokens_per_microbatch", budgets, 0.5),
         _lever(
             config,
             "learner.activation_checkpointing",

@@ -73,7 +73,10 @@ def test_an_image_has_the_tokens_of_its_pixels() -> None:
     ("content", "message"),
     [
         ({"model_type": "llava"}, "model_type='llava': the sizes of such models are not worked out here"),
-        ({"model_type": "qwen2_vl", "hidden_size": 8}, "the model's sizes are incomplete: 'num_attention_heads'"),
+        (
+            {"model_type": "qwen2_vl", "hidden_size": 8},
+            "the model's sizes are incomplete: 'num_attention_heads'",
+        ),
     ],
 )
 def test_an_unknown_or_incomplete_model_is_refused(

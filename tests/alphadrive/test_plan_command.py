@@ -1,0 +1,110 @@
+"""`alphadrive plan` and `--dry-run`: what is printed, the exit code, and that nothing is started."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from alphadrive import cli
+from alphadrive.data.parquet import write_records
+from alphadrive.data.records import DrivingRecord
+
+MakeRecord = Callable[..., DrivingRecord]
+
+
+@pytest.fixture
+def data(tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys of a configuration with data to train and evaluate on, run from a folder of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    write_records((make_record(index) for index in range(6)), tmp_path / "train")
+    held_out = (make_record(index, scene_id=f"held-out-{index}") for index in range(3))
+    write_records(held_out, tmp_path / "eval")
+    return [f"data.train={tmp_path}/train", f"data.eval={tmp_path}/eval"]
+
+
+def test_a_plan_needs_neither_model_nor_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["plan", "qwen2vl_2b_8gpu", "--rows", "110000", "--gpu", "H200"]) == 0
+    shown = capsys.readouterr().out
+    assert "qwen2vl-2b: grpo on 8 H200" in shown and "2,208,985,600 parameters" in shown
+    assert "110,000 rows" in shown and "2,292 an epoch" in shown and "It fits." in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_fit_ends_with_1_and_says_what_would(capsys: pytest.CaptureFixture[str]) -> None:
+    override = "learner.max_tokens_per_microbatch=16384"
+    assert cli.run(["plan", "qwen2vl_2b_8gpu", override]) == 1
+    shown = capsys.readouterr().out
+    assert "It does NOT fit" in shown and "\n  learner.max_tokens_per_microbatch=8192" in shown
+
+
+def test_json_is_all_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["plan", "qwen2vl_2b_8gpu", "--json", "--stage", "sft"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["stage"] == "sft" and found["advice"] == [] and found["batch"]["samples"] == 96
+
+
+def test_the_rows_are_those_of_the_data_where_it_is(
+    data: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["plan", "debug", *data]) == 0
+    assert "6 rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no-such-config"], "no configuration 'no-such-config'"),
+        (["debug", "model.path=nowhere"], "model.path='nowhere': no such folder"),
+        (["debug", "learner.lora_rank=4", "learner.lora_targets=q"], "matches none of the model's"),
+    ],
+)
+def test_what_cannot_be_planned_is_wrong_input(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["plan", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["sft", "grpo", "debug"])
+def test_a_dry_run_checks_and_plans_and_starts_nothing(data: list[str], tmp_path: Path, command: str) -> None:
+    code = (
+        "import sys\n"
+        "from alphadrive import cli\n"
+        "code = cli.run(sys.argv[1:])\n"
+        "started = sorted({'ray', 'vllm', 'deepspeed'} & set(sys.modules))\n"
+        "print(code, started)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, command, "debug", "--dry-run", *data, "grpo.steps=3", "sft.steps=3"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.endswith("It fits.\n\n0 []\n"), done.stdout + done.stderr
+    assert f"debug: {command} on CPU" in done.stdout and "6 rows" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "eval", "train"]
+
+
+def test_a_dry_run_refuses_what_a_run_would(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["grpo", "debug", "--dry-run", *data, "rollout.max_model_len=200"]) == 2
+    assert "more than rollout.max_model_len=200" in capsys.readouterr().err
+    reward = "rewards.weights={no_such_module:reward: 1.0}"
+    assert cli.run(["grpo", "debug", "--dry-run", *data, reward]) == 2
+    assert "no_such_module" in capsys.readouterr().err
+
+
+def test_a_dry_demo_plans_both_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["demo", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "demo: sft on CPU" in shown and "demo: grpo on CPU" in shown and "6,000 rows" in shown
+    assert list(tmp_path.iterdir()) == []
