@@ -232,6 +232,22 @@ class LearnerConfig:
 
 
 @dataclass
+class ClusterConfig:
+    """Where on a Ray cluster the workers go, see docs/clusters.md."""
+
+    learner_pool: str = ""
+    """Labels of the nodes for the learner's ranks, `pool=learner`; several with commas; empty: any node."""
+    rollout_pool: str = ""
+    """The same for the rollout engines: on nodes of their own they can be taken away, and more added, while
+    the learner stays."""
+    reward_pool: str = ""
+    """The same for the reward workers, which use no GPU."""
+    wait_for_nodes_s: float = 0.0
+    """Wait so long at the start for nodes that have yet to join (an autoscaler's); 0: what the nodes that are
+    there cannot hold is refused at once."""
+
+
+@dataclass
 class EvalConfig:
     """Evaluation: greedy decoding, strict parse."""
 
@@ -267,6 +283,7 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 

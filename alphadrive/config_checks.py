@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from alphadrive.errors import ConfigError
 from alphadrive.loss_checks import loss_problems
+from alphadrive.pools import POOL_KEYS, parse_pool
 from alphadrive.reward_names import VARIANTS, weight_problems
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def check_config(config: "Config") -> None:
         *_arithmetic_problems(config),
         *loss_problems(config.grpo),
         *_reward_problems(config),
+        *_place_problems(config),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -83,6 +85,7 @@ _AT_LEAST_ZERO = [
     "learner.max_restarts",
     "rollout.autoscale.min",
     "rollout.autoscale.max",
+    "cluster.wait_for_nodes_s",
 ]
 _CHOICES: dict[str, tuple[object, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
@@ -197,6 +200,25 @@ def _autoscale_problems(config: "Config") -> list[str]:
     if not bounds.min <= start <= bounds.max:
         return [f"rollout.num_workers={start}: what a run starts with is outside of {words}"]
     return []
+
+
+def _place_problems(config: "Config") -> list[str]:
+    problems = []
+    for key in POOL_KEYS:
+        try:
+            parse_pool(key, get_key(config, key))
+        except ConfigError as error:
+            problems.append(str(error))
+    for key in ("rollout.gpus_per_worker", "learner.gpus_per_rank"):
+        gpus = get_key(config, key)
+        if gpus > 1 and gpus != int(gpus):
+            problems.append(f"{key}={gpus}: expected a part of one GPU, or whole ones")
+    if config.learner.num_ranks > 1 and 0 < config.learner.gpus_per_rank <= 0.5:
+        problems.append(
+            f"learner.gpus_per_rank={config.learner.gpus_per_rank} with learner.num_ranks="
+            f"{config.learner.num_ranks}: two ranks would share a GPU, which NCCL refuses; use more than 0.5"
+        )
+    return problems
 
 
 def _reward_problems(config: "Config") -> list[str]:

@@ -6,6 +6,7 @@
     │   ├── DataError         a dataset, an image, a row
     │   ├── ModelError        a model folder
     │   ├── RunFolderError    a run folder that exists, is missing or is damaged
+    │   ├── NodeError         a node of the cluster does not see the files that the others see
     │   └── ResourceError     more asked for than this machine or cluster has
     ├── TeacherError          the teacher's endpoint refused, failed, or gave too few usable answers
     ├── ClusterError          Ray could not be started or joined
@@ -57,6 +58,10 @@ class ModelError(InputError):
 
 class RunFolderError(InputError):
     """A run folder already exists, is missing or is damaged."""
+
+
+class NodeError(InputError):
+    """A node of the cluster does not see a file or folder, or another one than the driver."""
 
 
 class ResourceError(InputError):

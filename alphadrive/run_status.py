@@ -33,7 +33,8 @@ def pending_lines(status: Status) -> list[str]:
         line = f"{workers_text(entry['count'], entry['kind'])} {entry['what']}"
         if needs := entry.get("needs"):
             each = " and ".join(f"{amount:g} {name}" for name, amount in needs.items())
-            line += f" for room in the cluster: {each} each; Ray has been asked for it"
+            where = f" on a node with {entry['pool']}" if "pool" in entry else ""
+            line += f" for room in the cluster: {each} each{where}; Ray has been asked for it"
         lines.append(line)
     return lines
 

@@ -47,6 +47,7 @@ from cluster.exchange import Line
 from cluster.grpo import System, drive
 from cluster.launch import Attempt
 from cluster.learner_group import LearnerGroup
+from cluster.packing import Node
 from cluster.placement import Placement, plan_placement
 from cluster.processes import ProcessTree
 from cluster.progress import RunProgress
@@ -162,7 +163,7 @@ def make_attempt(folder: Path, num_engines: int) -> Attempt:
         status=status,
         progress=SilentProgress("grpo", config.grpo.steps, may_be_live=False),
         stop=SimpleNamespace(on_stop=None, was_asked=True),
-        placement=replace(plan_placement(config, "grpo", 2, 0), cpus_per_engine=0.0),
+        placement=replace(plan_placement(config, "grpo", [Node(cpus=2)]), cpus_per_engine=0.0),
     )
 
 

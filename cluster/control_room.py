@@ -20,6 +20,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from alphadrive.config import AutoscaleConfig
+from alphadrive.pools import pool_text
 from cluster.cluster_file import ClusterFile, this_process
 from cluster.control import RunControl, Wishes, new_actor_name
 from cluster.remote import ActorGoneError, fetch, kill
@@ -141,13 +142,17 @@ class ControlRoom:
             changes["buffer"] = figures
         if isinstance(watched.rollouts, ElasticPool) and isinstance(watched.rewards, ElasticPool):
             wanted = {"rollout": watched.rollouts.num_wanted, "reward": watched.rewards.num_wanted}
-            needs = self._engine_needs()
+            placement = self._attempt.placement
+            assert placement is not None
+            needs = placement.engine_resources()
             is_placing = num_placing(workers, "rollout") > 0
             waiting = await asyncio.to_thread(num_waiting, needs) if is_placing else 0
             pending = pending_of(workers, wanted, {"rollout": waiting})
             for entry in pending:
                 if entry["what"] == "waiting":
                     entry["needs"] = needs
+                    if placement.rollout_pool:
+                        entry["pool"] = pool_text(placement.rollout_pool)
             changes |= {"wanted": wanted, "pending": pending}
         self._status.note(**changes)
         if self._status.file_age_s > FILE_EVERY_S:
@@ -155,12 +160,6 @@ class ControlRoom:
                 self._status.write()
             except OSError as error:
                 logger.warning("status.json cannot be written: %s", error)
-
-    def _engine_needs(self) -> dict[str, float]:
-        placement = self._attempt.placement
-        assert placement is not None
-        needs = {"CPU": placement.cpus_per_engine, "GPU": placement.gpus_per_engine}
-        return {name: amount for name, amount in needs.items() if amount}
 
     def _write_file(self, file: ClusterFile) -> None:
         try:

@@ -54,6 +54,8 @@ class Craft(Generic[W]):
     until_empty: Callable[[W], Awaitable[None]]
     none_left: Callable[[str], Exception]
     needs: str
+    room: Callable[[], str] = str
+    """What is free where such a worker may go, in words; may ask Ray, and take a moment."""
 
 
 class Fleet(Generic[W]):
@@ -244,14 +246,15 @@ class Fleet(Generic[W]):
             worker.pid, worker.node = await remote.fetch(where, ROOM_NOTE_S)
         except TimeoutError:
             worker.is_waiting_for_room = True
+            self.notify()
             logger.warning(
-                "%s waits for room in the cluster (%s); %d of %d are up",
+                "%s waits for room in the cluster (%s); %d of %d are up%s",
                 worker.id,
                 self._craft.needs,
                 self.num_up,
                 self.num_wanted,
+                await asyncio.to_thread(self._craft.room),
             )
-            self.notify()
             worker.pid, worker.node = await remote.fetch(where)
             worker.is_waiting_for_room = False
 

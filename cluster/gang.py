@@ -1,8 +1,8 @@
 """A gang of actors: placed all or none, called all at once, lost as a whole.
 
-    place ──▶ call, call, ... ──▶ end ──▶ place again, where it was
-                  │ a process is gone, or a call does not end in time
-                  ▼
+    reserve ──▶ place ──▶ call, call, ... ──▶ end ──▶ place again, where it was
+                              │ a process is gone, or a call does not end in time
+                              ▼
               LearnerDiedError: the others wait in a collective for what will never come
 
 `watch` notices a death between calls: a ping waits in the queue of every rank, and Ray fails it when the
@@ -11,7 +11,7 @@ process is gone. Knows neither models nor steps; `cluster.learner_group` does.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn, Self
 
 import ray
@@ -19,7 +19,10 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from alphadrive.errors import AlphaDriveError, LearnerDiedError, LearnerError, ResourceError
+from alphadrive.pools import pool_text
 from cluster.actors import Meeting
+from cluster.inventory import room_text
+from cluster.placement import NO_ROOM_REMEDY, needs_text
 from cluster.remote import ActorGoneError, ObjectGoneError, fetch, kill
 
 PING_INTERVAL_S = 1.0
@@ -30,43 +33,19 @@ MACHINE_FAULTS = {"AcceleratorError", "DistBackendError", "DistNetworkError", "D
 
 
 class Gang:
-    """The ranks' actors. Make one with `place`."""
+    """The ranks' actors, in the place that `reserve` gives. Make one with `place`."""
 
-    def __init__(self, ranks: list[Any], group: Any) -> None:
+    def __init__(self, ranks: list[Any]) -> None:
         self.ranks = ranks
         self.processes: list[Meeting] = []
         """Where the ranks run, once they have met."""
         self.call_under_way: tuple[str, float] | None = None
         """The method that runs, and since when (monotonic)."""
-        self.group = group
-        """The placement group: the ranks' place, which outlives them."""
 
     @classmethod
-    async def place(
-        cls,
-        actor_class: Any,
-        num_ranks: int,
-        resources: dict[str, float],
-        timeout_s: float,
-        kept: Any = None,
-    ) -> Self:
-        """Wait until all ranks have a place, then start their processes. `kept` is the placement group of
-        ranks that have ended, used again where it still stands. Raises ResourceError."""
-        if kept is not None and not await asyncio.to_thread(_stands, kept):
-            remove_placement_group(kept)
-            kept = None
-        group = kept or placement_group([resources] * num_ranks, strategy="PACK")
-        try:
-            await asyncio.wait_for(group.ready(), timeout_s)
-        except BaseException as error:
-            remove_placement_group(group)
-            if not isinstance(error, TimeoutError):
-                raise
-            raise ResourceError(
-                f"learner.num_ranks={num_ranks} ranks of {resources} could not be placed together in "
-                f"{timeout_s:.0f} s; the cluster has {ray.available_resources()} free"
-            ) from None
-        return cls([_spawn(actor_class, group, rank, resources) for rank in range(num_ranks)], group)
+    def place(cls, actor_class: Any, num_ranks: int, resources: dict[str, float], group: Any) -> Self:
+        """Start all ranks' processes in a placement group that stands."""
+        return cls([_spawn(actor_class, group, rank, resources) for rank in range(num_ranks)])
 
     async def meet(self, timeout_s: float) -> list[Meeting]:
         """Wait for the processes; where each runs. Raises as `call`."""
@@ -155,6 +134,37 @@ async def _unless_stuck(
     finally:
         work.cancel()
         work.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+async def reserve(
+    num_ranks: int,
+    resources: dict[str, float],
+    pool: Mapping[str, str],
+    timeout_s: float,
+    kept: Any = None,
+) -> Any:
+    """A placement group with a bundle of `resources` for every rank, on nodes with the labels of `pool`, as
+    soon as there is room for all. `kept` is that of ranks that have ended, used again where it stands.
+
+    Raises ResourceError, which says what is free and who holds the rest.
+    """
+    if kept is not None and not await asyncio.to_thread(_stands, kept):
+        remove_placement_group(kept)
+        kept = None
+    selectors = [dict(pool)] * num_ranks if pool else None
+    group = kept or placement_group([resources] * num_ranks, strategy="PACK", bundle_label_selector=selectors)
+    try:
+        await asyncio.wait_for(group.ready(), timeout_s)
+    except BaseException as error:
+        remove_placement_group(group)
+        if not isinstance(error, TimeoutError):
+            raise
+        raise ResourceError(
+            f"the learner has no place after {timeout_s:.0f} s: learner.num_ranks={num_ranks} bundles of "
+            f"{needs_text(resources)} (cluster.learner_pool: {pool_text(pool)}) do not fit together beside "
+            f"what others hold:{await asyncio.to_thread(room_text, pool)}\n{NO_ROOM_REMEDY}"
+        ) from None
+    return group
 
 
 def _stands(group: Any) -> bool:

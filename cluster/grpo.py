@@ -6,23 +6,29 @@
 import asyncio
 import dataclasses
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import ray
+from ray.util.placement_group import remove_placement_group
 
 from alphadrive.config import Config
 from alphadrive.data.parquet import DrivingDataset
+from alphadrive.pools import parse_pool
 from alphadrive.types import DrivingQuery
 from cluster.actors import CONTROL, RewardActor, RolloutActor
 from cluster.buffer import SlotBuffer
+from cluster.gang import reserve
+from cluster.inventory import room_text
 from cluster.launch import WEIGHTS_FOLDER, Attempt, remove_leftover_weights, weights_prefix
 from cluster.learner_group import LearnerGroup
 from cluster.loop import Learner, Parts, Rewards, Rollouts, Schedule, Sync, run
 from cluster.nodes import Drainable, watch_nodes
 from cluster.placement import Placement
+from cluster.placing import first_engine_placed
 from cluster.proof import CanaryLimit, canary_queries
 from cluster.queries import QueryLedger
 from cluster.recorder import GrpoRecorder
@@ -36,6 +42,7 @@ from rollout.settings import EngineSettings, engine_settings, greedy_sampling, g
 
 logger = logging.getLogger(__name__)
 
+LEAST_PLACING_S = 10.0
 START = "no engine, reward worker or learner came up"
 
 
@@ -82,10 +89,20 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
     nodes = asyncio.create_task(watch_nodes(drainable))
     remove_leftover_weights(attempt.run)
     attempt.watched.rollouts, attempt.watched.rewards = pool, rewards
+    place: Any = None
+
+    async def reserve_place() -> None:
+        nonlocal place
+        place = await reserve(
+            config.learner.num_ranks,
+            placement.rank_resources(),
+            placement.learner_pool,
+            placement.placing_s,
+        )
 
     async def start_learner() -> None:
         nonlocal learner
-        learner = attempt.watched.learner = await _start_learner(attempt, placement)
+        learner = attempt.watched.learner = await _start_learner(attempt, placement, place)
         drainable.append(learner)
 
     async def start_all() -> None:
@@ -105,8 +122,17 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
         f"starting {config.rollout.num_workers} engines, {config.rewards.num_workers} reward workers, "
         f"{config.learner.num_ranks} learner ranks"
     )
+    started_s = time.monotonic()
     try:
-        await guarded(start_all(), watch_progress(stall_limit_s(config), up, waits_for, what=START))
+        # All ranks at once, before engines take a room here and there that they need.
+        await reserve_place()
+        left_s = max(LEAST_PLACING_S, placement.placing_s - (time.monotonic() - started_s))
+        limit_s = stall_limit_s(config) + config.cluster.wait_for_nodes_s
+        await guarded(
+            start_all(),
+            watch_progress(limit_s, up, waits_for, what=START),
+            first_engine_placed(pool, placement, left_s),
+        )
         assert learner is not None
         attempt.summary["engine_start_s"] = pool.start_seconds
         await _train(attempt, pool, rewards, learner)
@@ -119,6 +145,8 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
         finally:
             if learner is not None:
                 learner.kill()
+            elif place is not None:
+                remove_placement_group(place)
             # Last: an export that was cut off may still write its file until the ranks are gone.
             remove_leftover_weights(attempt.run)
 
@@ -297,7 +325,7 @@ def _write_end(attempt: Attempt, ledger: QueryLedger) -> None:
         attempt.status.write(status="finished")
 
 
-async def _start_learner(attempt: Attempt, placement: Placement) -> LearnerGroup:
+async def _start_learner(attempt: Attempt, placement: Placement, place: Any) -> LearnerGroup:
     config = attempt.config
     return await LearnerGroup.start(
         "grpo",
@@ -307,6 +335,7 @@ async def _start_learner(attempt: Attempt, placement: Placement) -> LearnerGroup
         dataset_folder=Path(config.data.train).resolve(),
         version=attempt.version,
         checkpoint=attempt.checkpoint.path if attempt.checkpoint else None,
+        place=place,
     )
 
 
@@ -318,6 +347,7 @@ def _make_rollout_pool(attempt: Attempt, placement: Placement, rollout_actor: ty
         return actor_class.options(
             num_cpus=placement.cpus_per_engine,
             num_gpus=placement.gpus_per_engine,
+            label_selector=placement.rollout_pool,
             max_restarts=0,
             max_concurrency=max(1000, 2 * config.num_slots),
         ).remote()
@@ -328,11 +358,13 @@ def _make_rollout_pool(attempt: Attempt, placement: Placement, rollout_actor: ty
         lambda index: settings_of_engine(attempt, index),
         lambda query: group_sampling(config, query.seed),
         greedy_sampling(config),
+        room=lambda: room_text(placement.rollout_pool),
     )
 
 
 def _make_reward_pool(config: Config, rollouts_folder: Path) -> RewardPool:
-    actor_class = ray.remote(RewardActor).options(num_cpus=0, max_restarts=0)
+    pool = parse_pool("cluster.reward_pool", config.cluster.reward_pool)
+    actor_class = ray.remote(RewardActor).options(num_cpus=0, max_restarts=0, label_selector=pool)
     folder, user_folder = str(rollouts_folder.resolve()), str(Path.cwd())
 
     def spawn(worker_id: str) -> Any:

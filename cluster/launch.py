@@ -23,10 +23,12 @@ from alphadrive.run_folder import RunFolder
 from alphadrive.types import WeightVersion
 from cluster.collector import rare_collections
 from cluster.control_room import control_room
+from cluster.inventory import live_nodes
+from cluster.node_paths import check_nodes
 from cluster.placement import Placement, num_engines, plan_placement
 from cluster.processes import ProcessTree, Reaper
 from cluster.progress import RunProgress
-from cluster.ray_session import cluster_size, ray_session
+from cluster.ray_session import ray_session
 from cluster.resuming import end_of_finished, kept_checkpoints, newest_start, start_of
 from cluster.stall import Deadman, guarded, stall_limit_s
 from cluster.status import RunStatus
@@ -189,10 +191,18 @@ def _run_stage(stage: str, attempt: Attempt, train: Stage, tree: ProcessTree | N
     if tree is None:
         return _run_loop(attempt, train(attempt))
     with _deadman(attempt) as deadman, ray_session(num_gpus, tree):
-        attempt.placement = plan_placement(config, stage, *cluster_size())
-        if attempt.placement.note:
-            attempt.progress.say(attempt.placement.note)
+        _place(attempt, stage)
         _run_loop(attempt, guarded(train(attempt), deadman.pulse()))
+
+
+def _place(attempt: Attempt, stage: str) -> None:
+    """Compare what the run asks for with the nodes there are, and say it. Raises ResourceError, NodeError."""
+    nodes = live_nodes()
+    attempt.placement = plan_placement(attempt.config, stage, nodes)
+    for words in (attempt.placement.table, attempt.placement.note):
+        if words:
+            attempt.progress.say(words)
+    check_nodes(attempt.config, stage, attempt.placement, attempt.model_folder, attempt.run.path, nodes)
 
 
 def _deadman(attempt: Attempt) -> Deadman:

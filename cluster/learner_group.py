@@ -23,16 +23,15 @@ from alphadrive.errors import LearnerDiedError, LearnerError, LearnerMovesError,
 from alphadrive.types import StepResult, WeightsFile, WeightVersion
 from cluster.actors import LearnerActor
 from cluster.batches import BatchItem, packed
-from cluster.gang import Gang
+from cluster.gang import Gang, reserve
 from cluster.placement import Placement
 from cluster.workers import WorkerState, WorkerStatus
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-PLACEMENT_TIMEOUT_S = 60.0
 RESTART_PLACEMENT_TIMEOUT_S = 600.0
-"""Longer than at the start: where a node was lost, another one may have to come first."""
+"""Longer than `Placement.placing_s`, for the start: where a node was lost, another one may have to come."""
 START_TIMEOUT_S = 600.0
 EXPECT_DELAY_S = 0.02
 """So that one call tells a rank of many images."""
@@ -72,14 +71,16 @@ class LearnerGroup:
         dataset_folder: Path,
         version: WeightVersion,
         checkpoint: Path | None = None,
+        place: Any = None,
     ) -> Self:
-        """Place and start all ranks; they go on from `checkpoint` if given.
+        """Place and start all ranks, in `place` if `reserve` gave it; they go on from `checkpoint` if given.
 
         Raises ResourceError when the gang cannot be placed, LearnerError or what a rank raised.
         """
         group = cls(stage, config, placement, model_folder, dataset_folder)
+        group._place = place
         try:
-            await group._bring_up(version, checkpoint, PLACEMENT_TIMEOUT_S)
+            await group._bring_up(version, checkpoint, placement.placing_s)
         except BaseException:
             group.kill()
             raise
@@ -242,8 +243,9 @@ class LearnerGroup:
     async def _bring_up(self, version: WeightVersion, checkpoint: Path | None, placement_s: float) -> None:
         num_ranks, resources = self._config.learner.num_ranks, self._placement.rank_resources()
         kept, self._place = self._place, None
-        self._gang = gang = await Gang.place(LearnerActor, num_ranks, resources, placement_s, kept)
-        self._place = gang.group
+        pool = self._placement.learner_pool
+        self._place = await reserve(num_ranks, resources, pool, placement_s, kept)
+        self._gang = gang = Gang.place(LearnerActor, num_ranks, resources, self._place)
         try:
             await self._join(gang, version.attempt)
             if checkpoint is not None:

@@ -73,9 +73,3 @@ def _init(**options: Any) -> None:
     except Exception as error:  # Ray raises bare Exceptions here
         first_line = str(error).strip().partition("\n")[0]
         raise ClusterError(f"Ray did not start or answer at {options['address']!r}: {first_line}") from error
-
-
-def cluster_size() -> tuple[float, float]:
-    """CPUs and GPUs of the cluster."""
-    resources = ray.cluster_resources()
-    return resources.get("CPU", 0.0), resources.get("GPU", 0.0)

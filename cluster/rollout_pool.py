@@ -40,7 +40,8 @@ LONGEST_PERIOD_S = 0.25
 
 
 class RolloutPool:
-    """All engines of a run. `spawn` makes an engine's actor, `settings_of` its settings."""
+    """All engines of a run. `spawn` makes an engine's actor, `settings_of` its settings; `room` says what is
+    free for one."""
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class RolloutPool:
         settings_of: Callable[[int], EngineSettings],
         group_sampling: Callable[[DrivingQuery], Sampling],
         answer_sampling: Sampling,
+        room: Callable[[], str] = str,
     ) -> None:
         self.catch_up: Callable[[Engine], Awaitable[None]] | None = None
         """Brings a new engine the current weights and their proof; without it a new one serves at once."""
@@ -70,6 +72,7 @@ class RolloutPool:
             until_empty=self._until_closable,
             none_left=self._none_left,
             needs=f"{config.cpus_per_worker:g} CPUs and {config.gpus_per_worker:g} GPUs",
+            room=room,
         )
         policy = RestartPolicy(config.max_restarts)
         self._fleet: Fleet[Engine] = Fleet(craft, policy, config.request_timeout_s)

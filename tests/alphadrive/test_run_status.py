@@ -125,6 +125,8 @@ def test_workers_that_the_cluster_has_no_room_for_are_told_with_what_they_need()
     ]
     waiting = status(pending=pending)
     assert pending_lines(waiting) == lines
+    in_pool = status(pending=[pending[0] | {"pool": "pool=rollout"}])
+    assert pending_lines(in_pool) == [lines[0].replace("each", "each on a node with pool=rollout")]
     assert status_text("r", waiting, NOW_S).splitlines()[8:10] == [
         f"  pending      {lines[0]}",
         f"               {lines[1]}",

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from alphadrive.config import load_config
 from alphadrive.run_folder import RunFolder
 from alphadrive.types import WeightVersion
 from cluster.launch import Attempt
+from cluster.packing import Node
 from cluster.placement import plan_placement
 from cluster.progress import RunProgress
 from cluster.status import RunStatus
@@ -28,7 +30,9 @@ KEYS = {
 }
 
 
-def make_attempt(scenes: Path, root: Path, steps: int, *overrides: str) -> Attempt:
+def make_attempt(
+    scenes: Path, root: Path, steps: int, *overrides: str, nodes: Sequence[Node] = (Node(cpus=4),)
+) -> Attempt:
     """The first attempt of a run of fakes on the dataset `scenes`, to be given to `train`."""
     keys = KEYS | {"data.train": scenes, "run.root": root, "grpo.steps": steps}
     config = load_config("debug", [*(f"{key}={value}" for key, value in keys.items()), *overrides])
@@ -45,7 +49,7 @@ def make_attempt(scenes: Path, root: Path, steps: int, *overrides: str) -> Attem
         status=status,
         progress=RunProgress("grpo", steps, may_be_live=False),
         stop=SimpleNamespace(on_stop=None, was_asked=False),
-        placement=plan_placement(config, "grpo", 4, 0),
+        placement=plan_placement(config, "grpo", nodes),
     )
 
 

@@ -17,6 +17,8 @@ from alphadrive.run_folder import RunFolder
 from alphadrive.types import WeightVersion
 from cluster import remote
 from cluster.control_room import ControlRoom
+from cluster.packing import Node
+from cluster.placement import plan_placement
 from cluster.rollout_pool import RolloutPool
 from cluster.status import RunStatus
 from cluster.virtual_time import run_virtual
@@ -228,9 +230,11 @@ def test_a_run_of_which_a_part_never_comes_up_ends_in_time(tmp_path, monkeypatch
     monkeypatch.setattr(cluster.grpo, "_make_reward_pool", lambda *_: make(never))
     monkeypatch.setattr(cluster.grpo, "_start_learner", nothing)
     monkeypatch.setattr(cluster.grpo, "watch_nodes", nothing)
+    monkeypatch.setattr(cluster.grpo, "reserve", nothing)
+    monkeypatch.setattr(cluster.grpo, "first_engine_placed", nothing)
     attempt = SimpleNamespace(
         config=Config(),
-        placement=SimpleNamespace(),
+        placement=plan_placement(Config(), "grpo", [Node(cpus=2)]),
         run=SimpleNamespace(path=tmp_path, rollouts_path=tmp_path),
         watched=Watched(),
         progress=SimpleNamespace(say=lambda text: None),

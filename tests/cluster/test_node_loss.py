@@ -167,10 +167,11 @@ def test_the_door_of_a_run_is_on_the_node_of_its_driver_whatever_room_others_hav
     import ray
 
     from cluster.control_room import control_room
+    from cluster.packing import Node
     from cluster.placement import plan_placement
 
     attempt = fake_runs.make_attempt(scenes, tmp_path, STEPS)
-    attempt.placement = plan_placement(attempt.config, "grpo", 4, 0)
+    attempt.placement = plan_placement(attempt.config, "grpo", [Node(cpus=4)])
 
     async def visit():
         async with control_room(attempt):

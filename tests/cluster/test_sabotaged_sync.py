@@ -74,6 +74,7 @@ def test_every_sabotage_is_caught_at_the_sync_it_happens_in(tmp_path):
 async def _sabotage(config, folder):
     from alphadrive.data.parquet import DrivingDataset
     from cluster.learner_group import LearnerGroup
+    from cluster.packing import Node
     from cluster.placement import plan_placement
     from cluster.proof import CanaryLimit
     from cluster.rollout_pool import RolloutPool
@@ -92,7 +93,7 @@ async def _sabotage(config, folder):
     starting = LearnerGroup.start(
         "grpo",
         config,
-        plan_placement(config, "grpo", 2, 0),
+        plan_placement(config, "grpo", [Node(cpus=2)]),
         model_folder=model,
         dataset_folder=config.data.train,
         version=WeightVersion(0, 0),

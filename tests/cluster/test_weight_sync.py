@@ -20,6 +20,7 @@ def run_synchronised(tmp_path, monkeypatch, main, num_ranks=1, update_mode="keep
     from test_pools import make_pool
 
     import cluster.learner_group
+    from cluster.packing import Node
     from cluster.placement import plan_placement
     from cluster.proof import CanaryLimit
     from cluster.weight_sync import WeightSync
@@ -35,7 +36,7 @@ def run_synchronised(tmp_path, monkeypatch, main, num_ranks=1, update_mode="keep
         learner = await cluster.learner_group.LearnerGroup.start(
             "grpo",
             config,
-            plan_placement(config, "sft", 2, 0),
+            plan_placement(config, "sft", [Node(cpus=2)]),
             model_folder=tmp_path,
             dataset_folder=tmp_path,
             version=WeightVersion(0, 0),

@@ -71,8 +71,8 @@ def is_justified(error: BaseException, faults: Faults, config: Config, setting: 
     if isinstance(error, RunFolderError):
         return is_full and "No space left" in str(error)
     if isinstance(error, StalledError):
-        is_start = faults.any_of("idle engine hangs") and "is STARTING" in str(error)
-        return is_start or faults.any_of("engine hangs starting")
+        is_start = "is STARTING" in str(error) or "up so far: engines 0" in str(error)
+        return (is_start and faults.any_of("idle engine hangs")) or faults.any_of("engine hangs starting")
     if isinstance(error, ValueError):
         return faults.any_of("engine raises something odd")
     return False

@@ -387,8 +387,8 @@ RECOVERY_MUTANTS = (
         "a learner that was up before the others is left",
         3,
         RUN,
-        "learner = attempt.watched.learner = await _start_learner(attempt, placement)",
-        "started = await _start_learner(attempt, placement)\n        await pool.start()\n"
+        "learner = attempt.watched.learner = await _start_learner(attempt, placement, place)",
+        "started = await _start_learner(attempt, placement, place)\n        await pool.start()\n"
         "        learner = attempt.watched.learner = started",
     ),
     one(

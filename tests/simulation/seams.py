@@ -31,12 +31,14 @@ import cluster.gang
 import cluster.grpo
 import cluster.launch
 import cluster.learner_group
+import cluster.placing
 import cluster.recorder
 import cluster.resuming
 import cluster.row_order
 from alphadrive.atomic import write_text
 from alphadrive.config import Config
 from cluster.control import RunControl, Wishes
+from cluster.packing import Node
 
 WEIGHTS_FOLDER = Path(ROOT) / "shm"
 PUSH_EVERY_S = 5.0
@@ -111,7 +113,8 @@ def machine(
     return [
         (cluster.launch, "check_run", lambda *args: SimpleNamespace(model_folder=Path(f"{ROOT}/model"))),
         (cluster.launch, "ray_session", lambda *args: nullcontext()),
-        (cluster.launch, "cluster_size", lambda: (64.0, 0.0)),
+        (cluster.launch, "live_nodes", lambda: [Node(cpus=64.0)]),
+        (cluster.launch, "check_nodes", lambda *args: None),
         # What is frozen is never collected, and would add up over the lives in one process.
         (cluster.launch, "gc", SimpleNamespace(freeze=lambda: None, unfreeze=lambda: None)),
         (cluster.launch, "Reaper", Nothing),
@@ -129,7 +132,11 @@ def machine(
         (cluster.gang, "placement_group", lambda *args, **options: SimulatedPlacement(place_gang())),
         (cluster.gang, "_stands", lambda group: stands()),
         (cluster.gang, "remove_placement_group", lambda group: None),
+        (cluster.gang, "room_text", lambda pool: ""),
         (cluster.learner_group, "remove_placement_group", lambda group: None),
+        (cluster.grpo, "remove_placement_group", lambda group: None),
+        (cluster.grpo, "room_text", lambda pool: ""),
+        (cluster.placing, "num_waiting", lambda needs: 0),
         (cluster.control_room, "PUSH_EVERY_S", PUSH_EVERY_S),
         (cluster.control_room, "NodeAffinitySchedulingStrategy", Nothing),
         (cluster.control_room, "get_dashboard_url", lambda: None),

@@ -154,7 +154,7 @@ def _pool_made(oracle: Oracle, shipped: Any) -> Any:
 
 def _node_drained(oracle: Oracle, shipped: Any) -> Any:
     def drain_node(self: RolloutPool, node_id: str, deadline_s: float | None) -> None:
+        shipped(self, node_id, deadline_s)  # what its engines had been given goes out to them
         oracle.node_leaves(node_id)
-        shipped(self, node_id, deadline_s)
 
     return drain_node
