@@ -18,15 +18,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alphadrive import secrets
 from alphadrive.data.cli import add_data_parser
+from alphadrive.doctor.command import add_doctor_parser
 from alphadrive.errors import AlphaDriveError
 from alphadrive.eval_command import add_eval_parser
 from alphadrive.export_command import add_export_parser
 from alphadrive.plan_command import add_plan_parser, dry_demo, dry_run
 from alphadrive.predict_command import add_predict_parser
+from alphadrive.profile_command import add_profile_parser
 from alphadrive.resources import put_our_packages_first
 from alphadrive.run_commands import add_run_parsers
 from alphadrive.score_command import add_score_parser
+from alphadrive.stack_command import add_stack_parser
 from alphadrive.teacher.command import add_distill_parser
 
 if TYPE_CHECKING:
@@ -50,6 +54,9 @@ In the order one uses them:
   alphadrive export RUN --out DIR                     its policy, as a model folder for use elsewhere
   alphadrive debug CONFIG                             stage 2 in one process, for breakpoints
   alphadrive status|scale|stop RUN                    look at a live run, change its workers, end it
+  alphadrive profile RUN|CONFIG                       where the time goes, and what limits the run
+  alphadrive stack RUN                                where every process of it stands, when it hangs
+  alphadrive doctor                                   is this machine ready? with a remedy for each no
 """
 
 _INTERRUPTED = 130
@@ -82,6 +89,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
+    secrets.redact_logging(logging.getLogger().handlers)
     for name in ("absl", "filelock", "httpx", "httpx2", "urllib3", "vllm"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)
@@ -89,7 +97,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         return command(args)
     except AlphaDriveError as error:
-        print(f"alphadrive: {error}", file=sys.stderr)
+        print(f"alphadrive: {secrets.redact(str(error))}", file=sys.stderr)
         if args.verbose:
             logging.getLogger(__name__).debug("where it was raised", exc_info=True)
         return error.exit_code
@@ -155,6 +163,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_score_parser(commands)
     add_export_parser(commands)
     add_run_parsers(commands)
+    add_profile_parser(commands)
+    add_stack_parser(commands)
+    add_doctor_parser(commands)
     return parser
 
 

@@ -50,7 +50,8 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """Folders of Parquet shards, as `alphadrive data` writes them."""
+    """Folders of Parquet shards, as `alphadrive data` writes them, or `s3://`, `gs://` and `file://`
+    addresses of such."""
 
     train: str = "data/train"
     eval: str | None = None
@@ -161,6 +162,11 @@ class RolloutConfig:
     """Image prompts compared with the learner after each weight sync."""
     update_mode: str = "keep"
     """New weights reach an engine between two tokens (`keep`), or when its groups have ended (`wait`)."""
+    weight_transfer: str = "auto"
+    """How weights reach the engines: in a `file` through /dev/shm (one machine), by `gloo` over the network
+    (CPU), by `nccl` (GPUs of their own), by `ipc` (a GPU the learner is on, too). docs/weight-sync.md"""
+    weight_bucket_bytes: int = 256 << 20
+    """Weights sent at once; the learner and each engine hold one or two of such buckets beside the model."""
     hang_timeout_s: float = 60.0
     """An engine that draws no token for so long, with groups under way, is found hung and restarted."""
     autoscale: AutoscaleConfig = field(default_factory=AutoscaleConfig)
@@ -268,6 +274,22 @@ class CheckpointConfig:
     were evaluated at their step."""
     stop_grace_s: float = 60.0
     """Time after Ctrl-C or SIGTERM for the step under way and a checkpoint."""
+    mirror: str | None = None
+    """Copy each checkpoint to `ADDRESS/run.name` too (`s3://`, `gs://`, `file://`), and have `--resume` fetch
+    the newest from there where the run's folder has none: for disks that go with their machine."""
+
+
+@dataclass
+class ProfileConfig:
+    """What is recorded of where a run's time goes; see docs/profiling.md."""
+
+    enabled: bool = False
+    """Record what every worker does: `spans.jsonl` and `timeline.json` in the run's folder."""
+    torch_steps: list[int] = field(default_factory=list)
+    """Steps of which learner rank 0 writes a trace by torch's profiler, into `torch/` of the run's folder."""
+    prometheus: bool | None = None
+    """Serve the run's figures at Ray's metrics endpoints; null: where a cluster was joined, as nobody asks a
+    private one."""
 
 
 @dataclass
@@ -286,6 +308,7 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     @property
     def num_slots(self) -> int:

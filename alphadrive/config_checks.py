@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from alphadrive.errors import ConfigError
 from alphadrive.loss_checks import loss_problems
+from alphadrive.object_store import address_problem, is_address
 from alphadrive.pools import POOL_KEYS, parse_pool
 from alphadrive.reward_names import VARIANTS, weight_problems
+from alphadrive.secrets import secret_problems
 
 if TYPE_CHECKING:
     from alphadrive.config import Config
@@ -19,11 +21,14 @@ if TYPE_CHECKING:
 def check_config(config: "Config") -> None:
     """Check values and combinations. Raises ConfigError with every problem found, one a line."""
     problems = [
+        *secret_problems(config),
         *_range_problems(config),
         *_arithmetic_problems(config),
         *loss_problems(config.grpo),
         *_reward_problems(config),
         *_place_problems(config),
+        *_profile_problems(config),
+        *_transfer_problems(config),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -48,6 +53,7 @@ _AT_LEAST_ONE = [
     "checkpoint.keep_last",
     "rollout.canary_rows",
     "rollout.kv_cache_bytes",
+    "rollout.weight_bucket_bytes",
     "rewards.length_chars",
     "learner.image_workers",
 ]
@@ -94,6 +100,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "data.sampling": ("uniform", "balanced"),
     "sft.target": ("teacher", "recorded"),
     "rollout.update_mode": ("keep", "wait"),
+    "rollout.weight_transfer": ("auto", "file", "gloo", "nccl", "ipc"),
 }
 
 
@@ -217,6 +224,49 @@ def _place_problems(config: "Config") -> list[str]:
         problems.append(
             f"learner.gpus_per_rank={config.learner.gpus_per_rank} with learner.num_ranks="
             f"{config.learner.num_ranks}: two ranks would share a GPU, which NCCL refuses; use more than 0.5"
+        )
+    for key in ("run.root", "model.path"):
+        if is_address(get_key(config, key)):
+            problems.append(
+                f"{key}: expected a folder, got an address; data.train, data.eval and checkpoint.mirror may "
+                "be one"
+            )
+    for key in ("data.train", "data.eval", "checkpoint.mirror"):
+        place = get_key(config, key)
+        is_to_be_address = place is not None and (is_address(place) or key == "checkpoint.mirror")
+        if is_to_be_address and (problem := address_problem(place)):
+            problems.append(f"{key}: {problem}")
+    return problems
+
+
+def _profile_problems(config: "Config") -> list[str]:
+    wrong = [step for step in config.profile.torch_steps if step < 1]
+    return [f"profile.torch_steps={wrong}: steps count from 1"] if wrong else []
+
+
+def _transfer_problems(config: "Config") -> list[str]:
+    kind, learner = config.rollout.weight_transfer, config.learner
+    if kind not in ("nccl", "ipc"):
+        return []
+    words = f"rollout.weight_transfer={kind}"
+    problems = []
+    gpus = min(config.rollout.gpus_per_worker, learner.gpus_per_rank)
+    if not gpus:
+        problems.append(
+            f"{words}: goes from GPU to GPU, but rollout.gpus_per_worker={config.rollout.gpus_per_worker:g} "
+            f"and learner.gpus_per_rank={learner.gpus_per_rank:g}; set both, or use auto"
+        )
+    elif kind == "nccl" and gpus < 1:
+        problems.append(
+            f"{words}: each engine and each rank needs whole GPUs of its own, but rollout.gpus_per_worker="
+            f"{config.rollout.gpus_per_worker:g} and learner.gpus_per_rank={learner.gpus_per_rank:g}; set "
+            "both to 1 or more, or use ipc"
+        )
+    if kind == "ipc" and (learner.num_ranks > 1 or config.rollout.num_workers > 1):
+        problems.append(
+            f"{words}: the learner's only rank and one engine share a GPU, but learner.num_ranks="
+            f"{learner.num_ranks} and rollout.num_workers={config.rollout.num_workers}; set both to 1, or "
+            "use nccl"
         )
     return problems
 

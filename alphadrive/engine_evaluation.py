@@ -25,6 +25,7 @@ from alphadrive.types import DrivingQuery
 
 if TYPE_CHECKING:
     from rollout.engine import RolloutEngine
+    from rollout.environment import stay_on_loopback
     from rollout.settings import Sampling
 
 _BLANK = Ablation("image", "blank")
@@ -96,6 +97,7 @@ async def open_engine(options: EvalOptions) -> "AsyncIterator[RolloutEngine]":
             seed=asked.seed,
             with_trajectory=asked.trajectory,
         )
+        stay_on_loopback()
         engine = await RolloutEngine.start(settings, "eval")
         try:
             yield engine

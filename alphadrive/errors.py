@@ -13,6 +13,7 @@
     ├── RunNotLiveError       a run was asked something, and nothing of it runs or can be reached
     ├── RolloutError          an engine failed to answer
     │   ├── EngineDiedError   the engine's process is gone
+    │   │   └── TransferCutError   a transfer of weights to it broke off or stood still
     │   ├── GarbageError      an engine returned something that is not what it was asked for
     │   └── GroupLostError    a drawn group is gone with the node that held it
     ├── RewardError           a reward raised, hung or returned something that is no finite number
@@ -86,6 +87,13 @@ class RolloutError(AlphaDriveError):
 
 class EngineDiedError(RolloutError):
     """A rollout engine's process is gone."""
+
+
+class TransferCutError(EngineDiedError):
+    """A transfer of weights broke off or stood still: the engine may hold parts of two versions."""
+
+    MARK = "transfer cut: "
+    """How its messages start: of an error in an engine's own processes the message is all that comes out."""
 
 
 class GarbageError(RolloutError):

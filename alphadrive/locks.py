@@ -5,6 +5,8 @@ Taken by run folders, by `alphadrive distill` and by `alphadrive data split`.
 
 import fcntl
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -34,3 +36,12 @@ def take_lock(folder: Path, busy: str) -> IO[str]:
     except OSError as error:
         log.warning("%s: this file system has no locks (%s); start this only once", folder, error)
     return file
+
+
+@contextmanager
+def wait_for_lock(path: Path) -> Iterator[None]:
+    """Hold a lock file, made where needed, for the length of the block; waits for who holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from alphadrive.atomic import fsync_path
@@ -69,7 +69,17 @@ def read_manifest(checkpoint: Path) -> Manifest:
     """The manifest of a checkpoint folder. Raises CheckpointError when it is missing or damaged."""
     path = checkpoint / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return parse_manifest(path.read_bytes(), path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing; the checkpoint was never committed") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: not readable: {type(error).__name__}: {error}") from error
+
+
+def parse_manifest(text: bytes, path: PurePath) -> Manifest:
+    """The manifest in a file's content; `path` says in messages where it is from. Raises CheckpointError."""
+    try:
+        content = json.loads(text)
         if content["version"] != MANIFEST_VERSION:
             raise CheckpointError(
                 f"{path}: format {content['version']!r}, expected {MANIFEST_VERSION}: another version of "
@@ -82,9 +92,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
             name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in content["files"].items()
         }
         return Manifest(step=int(content["step"]), score=content["score"], files=files)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing; the checkpoint was never committed") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not readable: {type(error).__name__}: {error}") from error
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 from alphadrive.capacity import check_disk, check_memory
 from alphadrive.config import Config
 from alphadrive.config_checks import divisors_near
+from alphadrive.data.fetching import local_folder
 from alphadrive.data.scenes import check_apart
 from alphadrive.dataset_check import DatasetLengths, check_dataset
 from alphadrive.errors import ConfigError, DataError, ModelError
@@ -64,7 +65,7 @@ def check_run(config: Config, stage: Stage, *, remember: bool = True) -> RunChec
     train = eval_lengths = None
     if stage != "eval":
         train = check_dataset(
-            Path(config.data.train),
+            local_folder(config.data.train),
             folder,
             max_pixels=max_pixels,
             num_rows=config.data.num_rows,
@@ -74,7 +75,7 @@ def check_run(config: Config, stage: Stage, *, remember: bool = True) -> RunChec
         _check_lengths(config, stage, train, "data.train")
     if stage != "sft" and config.data.eval is not None:
         eval_lengths = check_dataset(
-            Path(config.data.eval),
+            local_folder(config.data.eval),
             folder,
             max_pixels=max_pixels,
             num_rows=config.eval.num_rows,
@@ -84,7 +85,10 @@ def check_run(config: Config, stage: Stage, *, remember: bool = True) -> RunChec
         _check_lengths(config, "eval", eval_lengths, "data.eval")
         if train is not None:
             check_apart(
-                Path(config.data.train), Path(config.data.eval), config.data.num_rows, config.eval.num_rows
+                local_folder(config.data.train),
+                local_folder(config.data.eval),
+                config.data.num_rows,
+                config.eval.num_rows,
             )
     return RunCheck(
         model_folder=folder,

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from alphadrive.atomic import write_text
 from alphadrive.config import load_config
+from alphadrive.data.fetching import local_folder
 from alphadrive.data.parquet import DrivingDataset
 from alphadrive.errors import InputError, RunFolderError
 from alphadrive.html_page import html_page, image_tag
@@ -190,7 +191,7 @@ class _Images:
         self._dataset: DrivingDataset | None = None
         self._problem = ""
         try:
-            self._dataset = DrivingDataset(load_config(str(run / "config.yaml")).data.train)
+            self._dataset = DrivingDataset(local_folder(load_config(str(run / "config.yaml")).data.train))
         except InputError as error:
             self._problem = str(error)
 

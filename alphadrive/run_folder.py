@@ -9,6 +9,7 @@
       rollouts/*.parquet   see `alphadrive.rollout_writer`
       checkpoints/         see `alphadrive.checkpoints`
       nonfinite/*.json     see `cluster.nonfinite`
+      spans.jsonl, timeline.json   see `alphadrive.profiling`
       report.html          see `alphadrive.report`
       .lock                held by the process that writes the run
 
@@ -32,6 +33,7 @@ from alphadrive.checkpoints import Checkpoint, CheckpointStore
 from alphadrive.config import Config, load_config, save_config
 from alphadrive.errors import RunFolderError
 from alphadrive.locks import LOCK_FILE, take_lock
+from alphadrive.mirror import CheckpointMirror
 from alphadrive.resume_checks import check_resumable
 from alphadrive.rewind import (
     NO_TICKETS,
@@ -41,6 +43,7 @@ from alphadrive.rewind import (
     drop_step_files,
     drop_unfinished,
 )
+from alphadrive.secrets import redacted
 from alphadrive.trackers import Tracker, trackers_for
 
 LEDGER_FILE = "ledger.json"
@@ -62,6 +65,8 @@ class RunFolder:
         self._trackers: list[Tracker] = []
         self._unwritten: list[str] = []
         self._lock: IO[str] | None = None
+        self.mirror: CheckpointMirror | None = None
+        """Where committed checkpoints are copied to."""
 
     @classmethod
     def create(
@@ -86,23 +91,32 @@ class RunFolder:
             path,
             "another process is writing this run; wait for it, stop it, or choose another run.name",
         )
+        mirror = None
         try:
+            mirror = CheckpointMirror.of(config)
+            if mirror is not None and resume:
+                mirror.restore(path)
             if _entries(path):
                 _make_way(path, config, stage, resume=resume, overwrite=overwrite)
+            if mirror is not None and not resume:
+                mirror.start_anew(overwrite=overwrite)
             # First, because it is what makes the folder a run's, whenever this process is killed.
             save_config(config, path / "config.yaml")
             for folder in (path / "rollouts", path / "checkpoints"):
                 folder.mkdir(exist_ok=True)
             drop_unfinished(path / "rollouts")
             _end_last_line(path / "metrics.jsonl")
-        except OSError as error:
+            if mirror is not None:
+                mirror.write_beside(path)
+        except BaseException as error:
             lock.close()
-            raise RunFolderError(f"{path}: cannot write the run folder: {error}") from error
-        except BaseException:
-            lock.close()
+            if mirror is not None:
+                mirror.close()
+            if isinstance(error, OSError):
+                raise RunFolderError(f"{path}: cannot write the run folder: {error}") from error
             raise
         run = cls(path, config)
-        run._lock = lock
+        run._lock, run.mirror = lock, mirror
         run._trackers = trackers_for(config.run, path, config.run.name)
         return run
 
@@ -157,14 +171,18 @@ class RunFolder:
         else:
             self._unwritten.clear()
 
+    def add_tracker(self, tracker: Tracker) -> None:
+        """Send the metrics of steps to one more tracker."""
+        self._trackers.append(tracker)
+
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Write `summary.json` atomically. Raises ValueError for a number that is not finite."""
-        write_json(self.summary_path, summary)
+        write_json(self.summary_path, redacted(dict(summary)))
 
     def write_status(self, status: Mapping[str, object]) -> None:
         """Write `status.json` atomically; a full disk leaves the one before."""
         try:
-            write_json(self.status_path, status)
+            write_json(self.status_path, redacted(dict(status)))
         except OSError as error:
             log.error("%s: cannot be written: %s", self.status_path, error)
 
@@ -214,6 +232,8 @@ class RunFolder:
                 tracker.close()
             except OSError as error:
                 log.error("%s could not be closed: %s", type(tracker).__name__, error)
+        if self.mirror is not None:
+            self.mirror.close()
         if self._lock is not None:
             self._lock.close()
 

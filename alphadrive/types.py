@@ -160,6 +160,42 @@ class WeightsFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsOffer:
+    """Weights of one version that the learner is ready to send: who asks its store at `host`:`port` for round
+    `round` is told which tensors. `kind` is `gloo`, `nccl` or `ipc`."""
+
+    kind: str
+    host: str
+    port: int
+    round: int
+    version: WeightVersion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsStream:
+    """An offer to one engine: it takes part as `member`, and waits `timeout_s` for the learner at most."""
+
+    offer: WeightsOffer
+    member: str
+    timeout_s: float
+
+    @property
+    def version(self) -> WeightVersion:
+        """Of the weights on offer."""
+        return self.offer.version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsSent:
+    """What the learner has sent: the digest of its tensors, and by engine why one did not get them all."""
+
+    version: WeightVersion
+    sha256: str
+    num_bytes: int
+    missing: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
     """What one call of `learner.step` did. `metrics` uses the names in `alphadrive.metric_names`.
 

@@ -24,6 +24,7 @@ from ray.cluster_utils import Cluster
 
 from alphadrive.config import Config, load_config
 from alphadrive.errors import RunFolderError
+from cluster.private_cluster import ask_for_token
 from cluster.processes import is_alive
 from cluster.status import read_status
 from cluster.watched import num_in_service
@@ -89,6 +90,7 @@ class Nodes:
     """The cluster. A node that is lost is replaced by `tend`, a little later."""
 
     def __init__(self) -> None:
+        ask_for_token()
         self._cluster = Cluster()
         self._add(num_cpus=0, include_dashboard=False, _system_config=SYSTEM)
         self._due_s: list[float] = []
@@ -159,7 +161,8 @@ class RunUnderTest:
         self._keys = keys_of(folder, size, seed)
         self.config: Config = load_config("debug", self._keys)
         ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        self._environment = ours | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": nodes.address}
+        cluster = {"RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "token"}
+        self._environment = ours | cluster | {"OMP_NUM_THREADS": "1"}
         self._driver: subprocess.Popen[bytes] | None = None
 
     @property

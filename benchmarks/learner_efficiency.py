@@ -148,8 +148,7 @@ def start_learner(config: Config) -> LearnerRank:
         config,
         rank=0,
         world_size=1,
-        master_addr="127.0.0.1",
-        master_port=port,
+        meeting_point=f"tcp://127.0.0.1:{port}",
         model_folder=model_folder_of(config.model.path, config.model.revision),
         dataset_folder=Path(config.data.train),
     )

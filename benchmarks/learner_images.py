@@ -66,8 +66,7 @@ def make_learner(mode: str, dataset: Path, port: int) -> LearnerRank:
         config,
         rank=0,
         world_size=1,
-        master_addr="127.0.0.1",
-        master_port=port,
+        meeting_point=f"tcp://127.0.0.1:{port}",
         model_folder=resolve_model("tiny"),
         dataset_folder=dataset,
     )

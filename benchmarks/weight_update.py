@@ -1,7 +1,7 @@
 """What a weight update costs an engine that is full of groups, and when it is proved:
 
     alphadrive data synth --out /tmp/scenes --num 64
-    python benchmarks/weight_update.py /tmp/scenes
+    python benchmarks/weight_update.py /tmp/scenes [--by gloo]
 
 One engine with the shipped model, 64 sequences decoding and more groups waiting all the time. Every update
 is the learner's: pause, caches cleared, transfer, digest, resume, canaries. Seconds, over the updates:
@@ -22,9 +22,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from alphadrive.config import RolloutConfig
 from alphadrive.data.parquet import DrivingDataset
 from alphadrive.model_folder import resolve_model
-from alphadrive.types import WeightsFile, WeightVersion
+from alphadrive.types import WeightsFile, WeightsStream, WeightVersion
+from alphadrive.weight_layout import TensorMeta, WeightLayout
 from alphadrive.weights import file_sha256
 from cluster.proof import canary_queries, canary_sampling
 from rollout.engine import RolloutEngine
@@ -40,12 +42,13 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--updates", type=int, default=30)
     parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--by", choices=["file", "gloo"], default="file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        asyncio.run(measure(args.data, args.updates, args.max_new_tokens, Path(folder)))
+        asyncio.run(measure(args.data, args.updates, args.max_new_tokens, args.by, Path(folder)))
 
 
-async def measure(data: Path, num_updates: int, max_new_tokens: int, folder: Path) -> None:
+async def measure(data: Path, num_updates: int, max_new_tokens: int, by: str, folder: Path) -> None:
     """Start an engine, keep it full, update it again and again."""
     model = resolve_model("tiny")
     settings = EngineSettings(
@@ -54,6 +57,7 @@ async def measure(data: Path, num_updates: int, max_new_tokens: int, folder: Pat
         max_pixels=25088,
         max_num_seqs=64,
         max_model_len=512,
+        weight_transfer=by,
     )
     engine = await RolloutEngine.start(settings, "engine-0")
     dataset = DrivingDataset(data)
@@ -64,16 +68,11 @@ async def measure(data: Path, num_updates: int, max_new_tokens: int, folder: Pat
     ]
     queries = canary_queries(dataset.query, len(dataset), 2)
     sampling = canary_sampling(1.0)
-    source = model / "model.safetensors"
+    update = Stream(model) if by == "gloo" else File(model, folder)
     figures: dict[str, list[float]] = {"paused": [], "standstill": [], "proved": [], "lost": []}
     for step in range(num_updates + 1):
         await asyncio.sleep(2.0 + random.random())
-        path = folder / "weights.safetensors"
-        path.write_bytes(source.read_bytes())
-        version, size = WeightVersion(0, step), path.stat().st_size
-        weights = WeightsFile(path=str(path), version=version, sha256=file_sha256(path), num_bytes=size)
-        started_s = time.monotonic()
-        receipt, _ = await engine.update_and_draw(weights, queries, sampling)
+        started_s, receipt = await update.take(engine, WeightVersion(0, step), queries, sampling)
         proved_s = time.monotonic() - started_s
         await asyncio.sleep(WINDOW_S + 0.2)
         if step == 0:
@@ -89,6 +88,50 @@ async def measure(data: Path, num_updates: int, max_new_tokens: int, folder: Pat
         task.cancel()
     await asyncio.gather(*load, return_exceptions=True)
     await engine.close()
+
+
+class File:
+    """Updates by way of a file, as the learner writes it."""
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        self._source, self._path = model / "model.safetensors", folder / "weights.safetensors"
+
+    async def take(self, engine: RolloutEngine, version: WeightVersion, *canary: Any) -> tuple[float, Any]:
+        """One update; when it began, and the engine's receipt."""
+        path = self._path
+        path.write_bytes(self._source.read_bytes())
+        size = path.stat().st_size
+        weights = WeightsFile(path=str(path), version=version, sha256=file_sha256(path), num_bytes=size)
+        started_s = time.monotonic()
+        receipt, _ = await engine.update_and_draw(weights, *canary)
+        return started_s, receipt
+
+
+class Stream:
+    """Updates by gloo; the learner's end is in this process, on a thread."""
+
+    def __init__(self, model: Path) -> None:
+        from safetensors.torch import load_file
+
+        from rollout.weight_sender import WeightSender
+
+        self._tensors = load_file(model / "model.safetensors")
+        self._sender = WeightSender("gloo", "127.0.0.1", 60.0)
+
+    async def take(self, engine: RolloutEngine, version: WeightVersion, *canary: Any) -> tuple[float, Any]:
+        """One update; when it began, and the engine's receipt."""
+        metas = tuple(
+            TensorMeta(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+            for name, tensor in sorted(self._tensors.items())
+        )
+        layout = WeightLayout(version, metas, RolloutConfig.weight_bucket_bytes)
+        buckets = [[self._tensors[slot.tensor.name] for slot in bucket] for bucket in layout.buckets]
+        started_s = time.monotonic()
+        stream = WeightsStream(offer=self._sender.offer(layout), member="engine-0", timeout_s=60.0)
+        await engine.see_offer(stream)
+        sending = asyncio.to_thread(self._sender.send, ["engine-0"], ["engine-0"], buckets)
+        _, (receipt, _) = await asyncio.gather(sending, engine.update_and_draw(stream, *canary))
+        return started_s, receipt
 
 
 async def keep_drawing(engine: RolloutEngine, dataset: DrivingDataset, seed: int, length: int) -> None:

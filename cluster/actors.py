@@ -24,8 +24,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import ray
 
 from alphadrive.config import Config, RewardConfig
+from alphadrive.data.fetching import local_folder
 from alphadrive.errors import AlphaDriveError, RewardError
+from alphadrive.profiling import spans
+from alphadrive.profiling.spans import SpanBatch, span
 from alphadrive.resources import put_our_packages_first
+from alphadrive.secrets import redact
 from alphadrive.types import (
     DrivingQuery,
     GroupHeader,
@@ -33,15 +37,20 @@ from alphadrive.types import (
     ScoredGroup,
     StepResult,
     WeightsFile,
+    WeightsOffer,
+    WeightsSent,
+    WeightsStream,
 )
 from cluster.batches import Pick, unpacked
 from cluster.exchange import Desk, Order, Reply
-from cluster.headers import GroupReceipt, header_of, receipt_of
+from cluster.headers import GroupReceipt, header_of, num_tokens, receipt_of
 
 if TYPE_CHECKING:
+    from alphadrive.weight_layout import WeightLayout
     from rewards.further import FurtherTerm
     from rollout.engine import RolloutEngine
     from rollout.settings import EngineSettings, Sampling, UpdateReceipt
+    from rollout.weight_sender import WeightSender
 
 T = TypeVar("T")
 
@@ -49,6 +58,17 @@ T = TypeVar("T")
 put_our_packages_first()
 
 CONTROL = "control"
+
+
+def taken_spans(kind: str, source: str, is_on: bool = True) -> SpanBatch | None:
+    """What this process has recorded since the last call; from the first one on it records, until one that
+    says not to."""
+    if is_on:
+        spans.begin(kind, source)
+    batch = spans.take()
+    if not is_on:
+        spans.end()
+    return batch
 
 
 def where() -> tuple[int, str]:
@@ -78,8 +98,11 @@ class RolloutActor:
         self, ticket: int, query: DrivingQuery, sampling: "Sampling"
     ) -> tuple[GroupReceipt, RolloutGroup]:
         """Draw a group of the training set."""
+        name = "generate" if ticket >= 0 else "canary"
         asked_s, started_s = time.time(), time.monotonic()
-        group = await self._engine.generate(ticket, query, sampling)
+        with span(name, "groups", ticket=ticket) as drawing:
+            group = await self._engine.generate(ticket, query, sampling)
+            drawing.note(tokens=num_tokens(group))
         generate_s = time.monotonic() - started_s
         return receipt_of(group), dataclasses.replace(
             group, generate_started_s=asked_s, generate_s=generate_s
@@ -97,8 +120,14 @@ class RolloutActor:
 
     async def answer(self, query: DrivingQuery, sampling: "Sampling") -> str:
         """The text of one completion on the evaluation set."""
-        group = await self._engine.generate(-1, query, sampling, dataset="eval")
+        with span("evaluate", "groups"):
+            group = await self._engine.generate(-1, query, sampling, dataset="eval")
         return group.completions[0].text
+
+    @ray.method(concurrency_group=CONTROL)
+    async def take_spans(self, kind: str, source: str, is_on: bool = True) -> SpanBatch | None:
+        """What this process has recorded; from the first call on it records, until one says not to."""
+        return taken_spans(kind, source, is_on)
 
     @ray.method(concurrency_group=CONTROL)
     async def where(self) -> tuple[int, str]:
@@ -106,11 +135,18 @@ class RolloutActor:
         return where()
 
     @ray.method(concurrency_group=CONTROL)
+    async def see_offer(self, stream: WeightsStream) -> None:
+        """Answer the roll call before a transfer. Raises as `RolloutEngine.see_offer`."""
+        await self._in_engine_loop(self._engine.see_offer(stream))
+
+    @ray.method(concurrency_group=CONTROL)
     async def update_weights(
-        self, weights: WeightsFile, queries: Sequence[DrivingQuery], sampling: "Sampling"
+        self, weights: WeightsFile | WeightsStream, queries: Sequence[DrivingQuery], sampling: "Sampling"
     ) -> "tuple[UpdateReceipt, *tuple[RolloutGroup, ...]]":
         """Swap to new weights and draw a canary group for each query: one receipt, then the groups."""
-        receipt, groups = await self._in_engine_loop(self._engine.update_and_draw(weights, queries, sampling))
+        update = self._engine.update_and_draw(weights, queries, sampling)
+        with span("sync", version=str(weights.version)):
+            receipt, groups = await self._in_engine_loop(update)
         return receipt, *groups
 
     @ray.method(concurrency_group=CONTROL)
@@ -171,7 +207,8 @@ class RewardActor:
         rescue = threading.Timer(self._timeout_s / 2, self._writer.flush)
         rescue.start()
         try:
-            scored = [self._scored(group) for group in unpacked(picks, batches)]
+            with span("reward", groups=len(picks)):
+                scored = [self._scored(group) for group in unpacked(picks, batches)]
         finally:
             rescue.cancel()
             rescue.join()
@@ -190,6 +227,10 @@ class RewardActor:
         except AlphaDriveError as error:
             return error
         return dataclasses.replace(scored, score_s=time.monotonic() - started_s)
+
+    def take_spans(self, kind: str, source: str, is_on: bool = True) -> SpanBatch | None:
+        """As `RolloutActor.take_spans`."""
+        return taken_spans(kind, source, is_on)
 
     def flush(self) -> None:
         """Write what is not on disk yet."""
@@ -212,7 +253,7 @@ def scored_or_error(
         raise
     except Exception as error:
         raise RewardError(
-            f"query {group.query.query_id}: the reward raised {type(error).__name__}: {error}"
+            redact(f"query {group.query.query_id}: the reward raised {type(error).__name__}: {error}")
         ) from error
 
 
@@ -230,6 +271,9 @@ class LearnerActor:
     """One rank of the learner: `LearnerRank` for GRPO, `SftRank` for SFT."""
 
     _rank: Any
+    _layout: "WeightLayout"
+    _sender: "WeightSender | None" = None
+    """Rank 0's, once weights were offered."""
 
     def rendezvous(self) -> Meeting:
         """Where this process runs, with a free port for the ranks to meet at."""
@@ -246,9 +290,13 @@ class LearnerActor:
         """Load the model and join the other ranks.
 
         `stage` is `grpo` or `sft`, `placing` the keyword arguments of the rank besides the
-        configuration, `environment` what must be set before torch is imported.
+        configuration (its `dataset_folder` may be an address), `environment` what must be set before torch
+        is imported.
         """
         os.environ.update(environment)
+        placing = placing | {"dataset_folder": local_folder(str(placing["dataset_folder"]))}
+        if config.profile.enabled:
+            spans.begin("learner", f"rank-{placing['rank']}")
         if stage == "grpo":
             from learner.rank import LearnerRank
 
@@ -257,6 +305,10 @@ class LearnerActor:
             from learner.sft import SftRank
 
             self._rank = SftRank(config, **placing)
+
+    def take_spans(self, kind: str, source: str, is_on: bool = True) -> SpanBatch | None:
+        """As `RolloutActor.take_spans`."""
+        return taken_spans(kind, source, is_on)
 
     def expect(self, rows: list[int]) -> None:
         """Start reading the images of rows of the dataset that this rank will train on soon."""
@@ -272,16 +324,40 @@ class LearnerActor:
 
     def logprob_differences(self, *groups: RolloutGroup) -> list[float]:
         """For every group the largest difference between the engine's log-probabilities and ours."""
-        return largest_differences(groups, self._rank.score(groups))
+        with span("canary"):
+            return largest_differences(groups, self._rank.score(groups))
 
     def export_weights(self, path: Path) -> WeightsFile | None:
         """Take part in writing the weights; rank 0 returns what it wrote."""
-        return self._rank.export_weights(path)
+        with span("export"):
+            return self._rank.export_weights(path)
+
+    def offer_weights(self, kind: str, bucket_bytes: int, timeout_s: float) -> WeightsOffer | None:
+        """Get ready to send the weights as they are now; rank 0 returns where engines find them."""
+        self._layout = self._rank.weight_layout(bucket_bytes)
+        if not self._rank.is_first:
+            return None
+        if self._sender is None:
+            from rollout.weight_sender import WeightSender
+
+            self._sender = WeightSender(kind, ray.util.get_node_ip_address(), timeout_s)
+        return self._sender.offer(self._layout)
+
+    def send_weights(self, members: Sequence[str], living: Sequence[str]) -> WeightsSent | None:
+        """Take part in sending what was offered to the engines `members`, of all that are `living`; rank 0
+        returns what it sent, and to whom not."""
+        buckets = self._rank.weight_buckets(self._layout)
+        if self._sender is not None:
+            return self._sender.send(members, living, buckets)
+        for _ in buckets:
+            pass
+        return None
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint and the model, loadable by itself in `folder/model`."""
-        self._rank.save_checkpoint(folder)
-        self._rank.save_model(folder / "model")
+        with span("checkpoint"):
+            self._rank.save_checkpoint(folder)
+            self._rank.save_model(folder / "model")
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint."""

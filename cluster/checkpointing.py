@@ -2,7 +2,8 @@
 
 A checkpoint that cannot be written (a full disk) costs that checkpoint, not the run: what was written of
 it is removed, the log, `status.json` and the metrics say so, and training goes on to the next one. Three
-in a row end the run, and so does the last one of a run, which nothing would follow.
+in a row end the run, and so does the last one of a run, which nothing would follow. The same holds for its
+copy in the run's mirror, where it has one: made while training goes on, it has until the next checkpoint.
 """
 
 import asyncio
@@ -30,6 +31,7 @@ class CheckpointWriter:
         self.last_step: int | None = None
         self.num_failed = 0
         self._run, self._status = run, status
+        self._copy_problem: str | None = None
 
     async def write(
         self,
@@ -49,18 +51,43 @@ class CheckpointWriter:
             folder = self._run.begin_checkpoint(step)
             await save(folder)
             (folder / LEDGER_FILE).write_text(json.dumps(ledger()), encoding="utf-8")
+            await self._copied()  # what is being copied must not be pruned
             committed = await _to_its_end(asyncio.to_thread(self._run.commit_checkpoint, step, score))
         except (OSError, CheckpointWriteError) as error:
             self._run.checkpoints.discard(step)
             self._note_failure(step, error, is_last)
             return None
         self.last_step, self.num_failed = step, 0
-        self._status.write(checkpoint_step=step, checkpoint_problem=None)
+        self._status.write(checkpoint_step=step, checkpoint_problem=self._copy_problem)
+        if self._run.mirror is not None:
+            self._run.mirror.copy(self._run.path, committed)
         return committed
+
+    async def end(self) -> None:
+        """Wait for the last copy. Raises CheckpointWriteError when it, or one before it, failed."""
+        await self._copied()
+        if self._copy_problem is not None:
+            raise CheckpointWriteError(
+                f"{self._copy_problem} (it is the run's last); it is in {self._run.checkpoints.folder}"
+            )
 
     def progress(self) -> object:
         """Something that changes as long as a checkpoint is being written."""
-        return self._run.checkpoints.progress()
+        mirror = self._run.mirror
+        return self._run.checkpoints.progress(), mirror.num_bytes if mirror is not None else 0
+
+    async def _copied(self) -> None:
+        """Wait for the copy under way; what it could not do is told."""
+        mirror = self._run.mirror
+        if mirror is None or mirror.copying is None:
+            return
+        self._copy_problem = None
+        try:
+            await asyncio.wrap_future(mirror.copying)
+        except CheckpointWriteError as error:
+            self._copy_problem = str(error)
+            self._status.write(checkpoint_problem=self._copy_problem)
+            logger.error("%s; training goes on", error)
 
     def _note_failure(self, step: int, error: Exception, is_last: bool) -> None:
         self.num_failed += 1

@@ -23,6 +23,7 @@ from alphadrive.config import AutoscaleConfig
 from alphadrive.pools import pool_text
 from cluster.cluster_file import ClusterFile, this_process
 from cluster.control import RunControl, Wishes, new_actor_name
+from cluster.live_metrics import LiveMetrics, is_wanted
 from cluster.remote import ActorGoneError, fetch, kill
 from cluster.resource_demand import num_waiting
 from cluster.scaling import Scaling
@@ -72,6 +73,7 @@ class ControlRoom:
         self._spawned_s = 0.0
         self._has_answered = False
         self._file: ClusterFile | None = None
+        self._live: LiveMetrics | None = None
         self._failures: set[type[Exception]] = set()
         """Kinds that were told of."""
 
@@ -83,6 +85,9 @@ class ControlRoom:
             checkpoint_step=checkpoint.step if checkpoint is not None else None,
         )
         self._spawn()
+        if is_wanted(self._attempt.config):
+            self._live = LiveMetrics(self._attempt.run.config.run.name)
+            self._attempt.run.add_tracker(self._live)
 
     async def serve(self) -> None:
         """Push the status and carry out wishes and decisions, until cancelled."""
@@ -155,6 +160,8 @@ class ControlRoom:
                         entry["pool"] = pool_text(placement.rollout_pool)
             changes |= {"wanted": wanted, "pending": pending}
         self._status.note(**changes)
+        if self._live is not None:
+            self._live.look(self._status.fields)
         if self._status.file_age_s > FILE_EVERY_S:
             try:
                 self._status.write()

@@ -18,13 +18,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alphadrive.config import Config
+from alphadrive.data.fetching import local_folder
 from alphadrive.rollout_writer import RolloutWriter
 from alphadrive.types import DrivingQuery, GroupHeader, RolloutGroup, ScoredGroup, StepResult, WeightVersion
 from cluster.actors import largest_differences, scored_or_error
 from cluster.buffer import SlotBuffer
 from cluster.grpo import System, canary_limit_and_queries, drive, settings_of_engine
 from cluster.headers import header_of
-from cluster.launch import WEIGHTS_FOLDER, Attempt, RunResult, execute, weights_prefix
+from cluster.launch import (
+    WEIGHTS_FOLDER,
+    Attempt,
+    RunResult,
+    execute,
+    remove_leftover_weights,
+    weights_prefix,
+)
+from cluster.meeting import point_on_this_machine
 from cluster.proof import CanaryLimit, canary_sampling, check_digest
 from rollout.settings import CANARY_TICKET, greedy_sampling, group_sampling
 
@@ -51,20 +60,21 @@ def run_debug(config: Config, resume: bool = False, overwrite: bool = False) -> 
 async def train_in_process(attempt: Attempt) -> None:
     """Make one engine and one learner here, then drive the loop with them."""
     from learner.rank import LearnerRank
-    from rollout.environment import use_threads
+    from rollout.environment import stay_on_loopback, use_threads
     from rollout.in_process import InProcessEngine
 
     config = attempt.config
     attempt.progress.say(STAND_INS)
     use_threads(max(1, int(config.learner.cpus_per_rank)))
+    stay_on_loopback()
+    remove_leftover_weights(attempt.run)
     rank = LearnerRank(
         _without_kept_features(config),
         rank=0,
         world_size=1,
-        master_addr="127.0.0.1",
-        master_port=0,
+        meeting_point=point_on_this_machine(attempt.run.path),
         model_folder=attempt.model_folder,
-        dataset_folder=Path(config.data.train),
+        dataset_folder=local_folder(config.data.train),
         attempt=attempt.version.attempt,
     )
     engine = await InProcessEngine.start(settings_of_engine(attempt, 0), "engine-0")
@@ -99,9 +109,9 @@ async def train_in_process(attempt: Attempt) -> None:
             )
             await drive(attempt, system)
         finally:
-            sync.path.unlink(missing_ok=True)
             rank.close()
             await engine.close()
+            remove_leftover_weights(attempt.run)
 
 
 def _without_kept_features(config: Config) -> Config:

@@ -10,25 +10,28 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import ray
 from ray.util.placement_group import remove_placement_group
 
 from alphadrive.config import Config
+from alphadrive.data.fetching import local_folder, place_for_others
 from alphadrive.data.parquet import DrivingDataset
 from alphadrive.pools import parse_pool
 from alphadrive.types import DrivingQuery
 from cluster.actors import CONTROL, RewardActor, RolloutActor
 from cluster.buffer import SlotBuffer
+from cluster.carriers import Carrier, FileCarrier, StreamCarrier, transfer_kind
 from cluster.gang import reserve
 from cluster.inventory import room_text
 from cluster.launch import WEIGHTS_FOLDER, Attempt, remove_leftover_weights, weights_prefix
 from cluster.learner_group import LearnerGroup
 from cluster.loop import Learner, Parts, Rewards, Rollouts, Schedule, Sync, run
-from cluster.nodes import Drainable, watch_nodes
+from cluster.nodes import Drainable, num_machines, watch_nodes
 from cluster.placement import Placement
 from cluster.placing import first_engine_placed
+from cluster.profiler import profiled
 from cluster.proof import CanaryLimit, canary_queries
 from cluster.queries import QueryLedger
 from cluster.recorder import GrpoRecorder
@@ -37,6 +40,7 @@ from cluster.reward_pool import RewardPool
 from cluster.rollout_pool import RolloutPool
 from cluster.row_order import row_order
 from cluster.stall import guarded, stall_limit_s, watch_progress
+from cluster.traced import traced
 from cluster.weight_sync import WeightSync
 from rollout.settings import EngineSettings, engine_settings, greedy_sampling, group_sampling
 
@@ -82,6 +86,8 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
     """Start engines, reward workers and learner, prove the weights, train, stop everything."""
     config, placement = attempt.config, attempt.placement
     assert placement is not None
+    if config.rollout.weight_transfer == "auto":
+        config.rollout.weight_transfer = transfer_kind(config, num_machines())
     pool = _make_rollout_pool(attempt, placement, rollout_actor)
     rewards = _make_reward_pool(config, attempt.run.rollouts_path)
     learner: LearnerGroup | None = None
@@ -240,12 +246,15 @@ async def drive(attempt: Attempt, system: System) -> None:
     attempt.status.write(status="running")
     attempt.watched.buffer = buffer
     limit_s = stall_limit_s(attempt.config)
-    await guarded(_to_the_end(attempt, parts, recorder), watch_progress(limit_s, done, describe))
+    async with profiled(attempt) as is_recorded:
+        run_parts = traced(parts) if is_recorded else parts
+        await guarded(_to_the_end(attempt, run_parts), watch_progress(limit_s, done, describe))
     _write_end(attempt, ledger)
 
 
-async def _to_the_end(attempt: Attempt, parts: Parts, recorder: GrpoRecorder) -> None:
+async def _to_the_end(attempt: Attempt, parts: Parts) -> None:
     schedule, learner = make_schedule(attempt.config, attempt.version.step + 1), parts.learner
+    recorder = cast(GrpoRecorder, parts.recorder)
     recorder.start()
     try:
         await run(parts, schedule)
@@ -257,18 +266,20 @@ async def _to_the_end(attempt: Attempt, parts: Parts, recorder: GrpoRecorder) ->
         await recorder.evaluate(step)
     if step != recorder.last_checkpoint_step:
         await recorder.checkpoint(step, is_last=True)
+    await recorder.end_checkpoints()
     attempt.summary |= recorder.summary(step)
 
 
 def _make_ledger(attempt: Attempt) -> QueryLedger:
     config = attempt.config
-    dataset = DrivingDataset(config.data.train, config.data.num_rows)
+    folder = local_folder(config.data.train)
+    dataset = DrivingDataset(folder, config.data.num_rows)
     num_groups = config.grpo.steps * config.grpo.groups_per_step
     return QueryLedger(
         dataset.query,
         len(dataset),
         seed=config.seed,
-        order=row_order(config.data.sampling, Path(config.data.train), len(dataset), config.seed),
+        order=row_order(config.data.sampling, folder, len(dataset), config.seed),
         max_dead_letters=int(config.rewards.max_dead_letter_share * num_groups),
         state=attempt.saved.get("queries"),
     )
@@ -305,7 +316,7 @@ def settings_of_engine(attempt: Attempt, index: int) -> EngineSettings:
 
 def canary_limit_and_queries(attempt: Attempt) -> tuple[CanaryLimit, list[DrivingQuery]]:
     """What the canary of this run compares on."""
-    dataset = DrivingDataset(attempt.config.data.train, attempt.config.data.num_rows)
+    dataset = DrivingDataset(local_folder(attempt.config.data.train), attempt.config.data.num_rows)
     queries = canary_queries(dataset.query, len(dataset), attempt.config.rollout.canary_rows)
     return CanaryLimit(attempt.config.model.dtype), queries
 
@@ -332,7 +343,7 @@ async def _start_learner(attempt: Attempt, placement: Placement, place: Any) -> 
         config,
         placement,
         model_folder=attempt.model_folder,
-        dataset_folder=Path(config.data.train).resolve(),
+        dataset_folder=place_for_others(config.data.train),
         version=attempt.version,
         checkpoint=attempt.checkpoint.path if attempt.checkpoint else None,
         place=place,
@@ -384,7 +395,20 @@ def _make_sync(attempt: Attempt, pool: RolloutPool, learner: LearnerGroup) -> We
         limit,
         temperature=config.grpo.temperature,
         timeout_s=config.rollout.sync_timeout_s,
-        folder=WEIGHTS_FOLDER,
-        prefix=weights_prefix(attempt.run),
+        carrier=_make_carrier(attempt, pool, learner),
         update_mode=config.rollout.update_mode,
+    )
+
+
+def _make_carrier(attempt: Attempt, pool: RolloutPool, learner: LearnerGroup) -> Carrier:
+    rollout = attempt.config.rollout
+    if rollout.weight_transfer == "file":
+        return FileCarrier(learner, WEIGHTS_FOLDER, weights_prefix(attempt.run))
+    return StreamCarrier(
+        rollout.weight_transfer,
+        pool,
+        learner,
+        bucket_bytes=rollout.weight_bucket_bytes,
+        timeout_s=rollout.sync_timeout_s,
+        waits=rollout.update_mode == "wait",
     )

@@ -24,11 +24,12 @@ from alphadrive.types import WeightVersion
 from cluster.collector import rare_collections
 from cluster.control_room import control_room
 from cluster.inventory import live_nodes
+from cluster.jobs import check_paths, stop_note
 from cluster.node_paths import check_nodes
 from cluster.placement import Placement, num_engines, plan_placement
 from cluster.processes import ProcessTree, Reaper
 from cluster.progress import RunProgress
-from cluster.ray_session import ray_session
+from cluster.ray_session import cluster_to_join, ray_session
 from cluster.resuming import end_of_finished, kept_checkpoints, newest_start, start_of
 from cluster.stall import Deadman, guarded, stall_limit_s
 from cluster.status import RunStatus
@@ -111,6 +112,9 @@ def execute(
     """Run one stage from its checks to its summary."""
     started_s = time.monotonic()
     check_config(config)
+    check_paths(config)
+    if on_ray:
+        cluster_to_join()
     if stage == "grpo":
         load_terms(config.rewards, Path.cwd())
     checked = check_run(config, stage if on_ray else "debug")
@@ -144,6 +148,8 @@ def execute(
         status.begin_attempt(
             start.version.attempt, start.version.step, "resumed" if start.version.attempt else "started"
         )
+        if (note := stop_note(config.checkpoint.stop_grace_s)) is not None:
+            progress.say(note)
         try:
             _run_stage(stage, attempt, train, tree if on_ray else None)
         except KeyboardInterrupt:
@@ -233,7 +239,12 @@ def _run_loop(attempt: Attempt, work: Coroutine[Any, Any, None]) -> None:
 def weights_prefix(run: RunFolder) -> str:
     """How the names of a run's weights files in `WEIGHTS_FOLDER` start: the same for every attempt, so that
     the next one removes what the last one left."""
-    return f"alphadrive-{hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:16]}"
+    return scratch_prefix(run.path)
+
+
+def scratch_prefix(run_path: Path) -> str:
+    """The same for the run in a folder; `cluster.meeting` uses it too."""
+    return f"alphadrive-{hashlib.sha256(str(run_path.resolve()).encode()).hexdigest()[:16]}"
 
 
 def remove_leftover_weights(run: RunFolder) -> None:

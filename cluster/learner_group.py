@@ -8,7 +8,9 @@ are compared with an engine's, so that the two never overlap.
 """
 
 import asyncio
+import dataclasses
 import logging
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -20,10 +22,11 @@ from ray.util.placement_group import remove_placement_group
 from alphadrive.checkpoints import bytes_below
 from alphadrive.config import Config
 from alphadrive.errors import LearnerDiedError, LearnerError, LearnerMovesError, ResourceError
-from alphadrive.types import StepResult, WeightsFile, WeightVersion
+from alphadrive.types import StepResult, WeightsFile, WeightsOffer, WeightsSent, WeightVersion
 from cluster.actors import LearnerActor
 from cluster.batches import BatchItem, packed
 from cluster.gang import Gang, reserve
+from cluster.meeting import leave, meeting_point
 from cluster.placement import Placement
 from cluster.workers import WorkerState, WorkerStatus
 
@@ -41,7 +44,7 @@ class LearnerGroup:
     """All ranks of the learner of `stage` (`grpo` or `sft`). Make one with `start`."""
 
     def __init__(
-        self, stage: str, config: Config, placement: Placement, model_folder: Path, dataset_folder: Path
+        self, stage: str, config: Config, placement: Placement, model_folder: Path, dataset_folder: str
     ) -> None:
         self.version = WeightVersion(0, 0)
         self.lock = asyncio.Lock()
@@ -55,6 +58,7 @@ class LearnerGroup:
         self._nodes: set[str] = set()
         """Where the ranks are, or were."""
         self._leaving_nodes: set[str] = set()
+        self._meeting_point = ""
         self._lost: asyncio.Future[LearnerDiedError] = asyncio.get_running_loop().create_future()
         self._expected: list[tuple[int, int]] = []
         self._groups_done = [0] * config.learner.num_ranks
@@ -68,12 +72,13 @@ class LearnerGroup:
         placement: Placement,
         *,
         model_folder: Path,
-        dataset_folder: Path,
+        dataset_folder: str,
         version: WeightVersion,
         checkpoint: Path | None = None,
         place: Any = None,
     ) -> Self:
         """Place and start all ranks, in `place` if `reserve` gave it; they go on from `checkpoint` if given.
+        Each finds `dataset_folder` for itself: it may be an address.
 
         Raises ResourceError when the gang cannot be placed, LearnerError or what a rank raised.
         """
@@ -152,6 +157,18 @@ class LearnerGroup:
         """Write the weights as they are now to one file."""
         return (await self._call("export_weights", [(path,)] * len(self._ranks)))[0]
 
+    async def offer_weights(self, kind: str, bucket_bytes: int, timeout_s: float) -> WeightsOffer:
+        """Get ready to send the weights as they are now to engines."""
+        return (await self._call("offer_weights", [(kind, bucket_bytes, timeout_s)] * len(self._ranks)))[0]
+
+    async def send_weights(self, members: Sequence[str], living: Sequence[str]) -> WeightsSent:
+        """Send what was offered to the engines `members`; all others that are `living` keep their links."""
+        return (await self._call("send_weights", [(members, living)] * len(self._ranks)))[0]
+
+    async def answer(self) -> None:
+        """Returns when every rank has answered. Raises LearnerDiedError."""
+        await self._call("ping", [()] * len(self._ranks))
+
     async def save(self, folder: Path) -> None:
         """Write model and optimizer into a folder. As long as that grows, it may take any time."""
         async with self.lock:
@@ -181,6 +198,7 @@ class LearnerGroup:
         gang, self._gang = self._gang, None
         if gang is not None:
             gang.end()
+        leave(self._meeting_point)
 
     def kill(self) -> None:
         """End all ranks and give their resources back."""
@@ -188,6 +206,11 @@ class LearnerGroup:
         place, self._place = self._place, None
         if place is not None:
             remove_placement_group(place)
+
+    def actors(self) -> list[tuple[str, Any]]:
+        """Id and actor of every rank; none while there is no gang."""
+        ranks = self._gang.ranks if self._gang is not None else []
+        return [(f"rank-{rank}", actor) for rank, actor in enumerate(ranks)]
 
     def workers(self) -> list[WorkerStatus]:
         """The ranks, for `alphadrive status`."""
@@ -264,17 +287,19 @@ class LearnerGroup:
         environment = {"OMP_NUM_THREADS": str(self._placement.threads_per_rank)}
         if is_one_node and not self._placement.gpus_per_rank:
             environment["GLOO_SOCKET_IFNAME"] = "lo"
+        self._meeting_point = meeting_point(meetings, Path(self._config.run.root) / self._config.run.name)
         placing = {
             "world_size": len(meetings),
-            "master_addr": "127.0.0.1" if is_one_node else meetings[0].address,
-            "master_port": meetings[0].port,
+            "meeting_point": self._meeting_point,
             "model_folder": self._model_folder,
             "dataset_folder": self._dataset_folder,
             "attempt": attempt,
         }
+        # Ranks write torch's traces into the run's folder, and their working directory need not be ours.
+        run = dataclasses.replace(self._config.run, root=os.path.abspath(self._config.run.root))
+        config = dataclasses.replace(self._config, run=run)
         arguments = [
-            (self._stage, self._config, placing | {"rank": rank}, environment)
-            for rank in range(len(meetings))
+            (self._stage, config, placing | {"rank": rank}, environment) for rank in range(len(meetings))
         ]
         await gang.call("start", arguments, START_TIMEOUT_S)
 

@@ -34,6 +34,11 @@ def draining_nodes() -> dict[str, float | None]:
     }
 
 
+def num_machines() -> int:
+    """Nodes of the cluster that are alive and have CPUs."""
+    return sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
+
+
 async def watch_nodes(
     pools: Iterable[Drainable],
     leaving: Callable[[], dict[str, float | None]] = draining_nodes,

@@ -1,6 +1,9 @@
 """The processes of a run: how much memory they hold, and that none outlives it."""
 
 import logging
+import os
+import select
+import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +28,8 @@ class Reaper:
     before it leaves the `with` block. See `cluster.reaper`."""
 
     def __init__(self, leftovers: str) -> None:
+        self.pid: int | None = None
+        """Of the process that does it."""
         self._command = [sys.executable, "-I", "-S", str(Path(reaper.__file__)), leftovers]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -33,10 +38,13 @@ class Reaper:
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        assert self._process.stdout is not None
+        self.pid = int(self._process.stdout.readline())
+        self._process.wait()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -44,15 +52,11 @@ class Reaper:
         assert self._process is not None and self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
-        try:
-            self._process.wait(EXIT_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-
-    @property
-    def pid(self) -> int | None:
-        """Of the process that does it."""
-        return self._process.pid if self._process is not None else None
+        assert self._process.stdout is not None and self.pid is not None
+        with self._process.stdout as told:  # nothing more, and its end when the process ends
+            if not select.select([told], [], [], EXIT_TIMEOUT_S)[0]:
+                with suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
 
     def know(self, processes: Iterable[psutil.Process]) -> None:
         """Tell it of processes of the run."""

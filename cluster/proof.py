@@ -9,7 +9,7 @@ values only; used by `cluster.weight_sync` and by the single-process mode.
 from collections.abc import Callable, Sequence
 
 from alphadrive.errors import WeightSyncError
-from alphadrive.types import DrivingQuery, WeightsFile, WeightVersion
+from alphadrive.types import DrivingQuery, WeightsFile, WeightsSent, WeightVersion
 from rollout.settings import Sampling
 
 CANARY_SEED = 20_250
@@ -35,7 +35,9 @@ def canary_sampling(temperature: float) -> Sampling:
     )
 
 
-def check_digest(engine_id: str, weights: WeightsFile, received: str, published: WeightVersion) -> None:
+def check_digest(
+    engine_id: str, weights: WeightsFile | WeightsSent, received: str, published: WeightVersion
+) -> None:
     """Raises WeightSyncError unless the engine received the learner's tensors of this version."""
     if weights.version != published:
         raise WeightSyncError(

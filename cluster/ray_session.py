@@ -1,18 +1,21 @@
 """Ray for the length of one command: a private local cluster, or the one RAY_ADDRESS names.
 
-A local cluster has no dashboard, asks for a token (Ray's own default for it), and is gone when the
-session ends, with every process that was started in it.
+A local cluster (`cluster.private_cluster`) is closed to others, and gone when the session ends, with every
+process that was started in it. A cluster that was joined (a submitted job's, for which Ray sets RAY_ADDRESS)
+goes on: Ray ends the actors of a driver that leaves, no process of it is touched.
 """
 
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
 
-from alphadrive.errors import ClusterError
+from alphadrive.errors import ClusterError, ConfigError
+from cluster import private_cluster
+from cluster.authentication import choose_authentication
 from cluster.processes import ProcessTree, end_processes
 from cluster.stopping import signals_deferred
 
@@ -20,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 NAMESPACE = "alphadrive"
 START_ATTEMPTS = 3
-OBJECT_STORE_BYTES = 1 << 30
-"""Enough for references of groups: neither pixels nor weights go through the object store."""
 
 
 @contextmanager
@@ -30,21 +31,38 @@ def ray_session(num_gpus: float, tree: ProcessTree) -> Iterator[None]:
 
     Raises ClusterError when Ray does not come up.
     """
-    before = tree.descendants()
-    address = os.environ.get("RAY_ADDRESS")
-    try:
-        with signals_deferred():
-            if address:
-                _init(address=address)
-            else:
-                _start_local(num_gpus, tree)
-        yield
-    finally:
-        started = tree.descendants() - before
-        with signals_deferred():
-            ray.shutdown()
-            if not address:
-                end_processes(started)
+    address = cluster_to_join()
+    with private_cluster.closed_to_others() if address is None else nullcontext():
+        before = tree.descendants()
+        try:
+            with signals_deferred():
+                if address is None:
+                    _start_local(num_gpus, tree)
+                else:
+                    choose_authentication()
+                    _init(address=address)
+            yield
+        finally:
+            started = tree.descendants() - before
+            with signals_deferred():
+                ray.shutdown()
+                if address is None:
+                    end_processes(started)
+
+
+def cluster_to_join() -> str | None:
+    """The address of the cluster that RAY_ADDRESS names; None when there is none, and one is to be started.
+
+    Raises ConfigError for an address that only other commands of Ray take.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "://" in address:
+        raise ConfigError(
+            f"RAY_ADDRESS={address}: a run joins a cluster from one of its nodes, by host:6379 or auto; from "
+            "elsewhere give it to `ray job submit` (docs/submitting.md), or unset RAY_ADDRESS to start a "
+            "cluster here"
+        )
+    return None if address in ("", "local") else address
 
 
 def _start_local(num_gpus: float, tree: ProcessTree) -> None:
@@ -53,12 +71,7 @@ def _start_local(num_gpus: float, tree: ProcessTree) -> None:
     for attempt in range(1, START_ATTEMPTS + 1):
         before = tree.descendants()
         try:
-            return _init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=None if num_gpus else OBJECT_STORE_BYTES,
-                num_gpus=None if num_gpus else 0,
-            )
+            return _init(**private_cluster.options(num_gpus))
         except ClusterError as error:
             ray.shutdown()
             end_processes(tree.descendants() - before)
@@ -69,7 +82,8 @@ def _start_local(num_gpus: float, tree: ProcessTree) -> None:
 
 def _init(**options: Any) -> None:
     try:
-        ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
+        with private_cluster.reaching(options["address"]):
+            ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
     except Exception as error:  # Ray raises bare Exceptions here
         first_line = str(error).strip().partition("\n")[0]
         raise ClusterError(f"Ray did not start or answer at {options['address']!r}: {first_line}") from error

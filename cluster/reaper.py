@@ -4,9 +4,10 @@
     end        the run ended in order: nothing to do
     (the pipe closes without that)  the driver is gone: kill those processes, remove the files that match
 
-A process of its own, because nothing in the driver runs any more after kill -9. It uses the standard library
-alone and starts in an instant. A process is known by its number and when it started, so that another one that
-got its number later is left alone.
+A process of its own, because nothing in the driver runs any more after kill -9, and no child of the driver,
+because `ray job stop` kills a driver with all its children. It tells its number in a line, uses the standard
+library alone and starts in an instant. A process is known by its number and when it started, so that another
+one that got its number later is left alone.
 """
 
 import glob
@@ -23,7 +24,10 @@ file. Over long before the next attempt, which has engines to start first, write
 
 
 def main() -> None:
-    """Take orders until there are no more."""
+    """Leave the driver's children, then take orders until there are no more."""
+    if os.fork():
+        os._exit(0)
+    print(os.getpid(), flush=True)
     started: dict[int, int] = {}
     for line in sys.stdin:
         if line == "end\n":

@@ -16,6 +16,7 @@ from typing import Any
 
 from alphadrive import metric_names as names
 from alphadrive.config import Config
+from alphadrive.data.fetching import local_folder
 from alphadrive.data.parquet import DrivingDataset
 from alphadrive.errors import EngineDiedError, RolloutError
 from alphadrive.evaluation import evaluate
@@ -178,7 +179,7 @@ class GrpoRecorder:
         if self._config.data.eval is None or self._is_stopped:
             return
         started_s = time.monotonic()
-        dataset = DrivingDataset(self._config.data.eval, self._config.eval.num_rows)
+        dataset = DrivingDataset(local_folder(self._config.data.eval), self._config.eval.num_rows)
         self._eval_task = asyncio.ensure_future(evaluate(self._counted_answer, dataset))
         try:
             result = await self._eval_task
@@ -223,6 +224,10 @@ class GrpoRecorder:
         self.num_events += 1
         if committed is not None and not is_last:
             self._checkpointed()
+
+    async def end_checkpoints(self) -> None:
+        """Wait until the last checkpoint is copied, where there is a mirror. Raises CheckpointWriteError."""
+        await self._checkpoints.end()
 
     def progress(self) -> object:
         """Something that changes as long as anything is done, half a checkpoint included."""

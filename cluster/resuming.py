@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alphadrive.checkpoints import Checkpoint
+from alphadrive.data.fetching import local_folder
 from alphadrive.data.scan import queries_sha256
 from alphadrive.errors import CheckpointError, DataError
 from alphadrive.manifest import check_owner
@@ -43,7 +44,7 @@ def start_of(run: RunFolder, *, resume: bool) -> Start:
     """
     try:
         data = run.config.data
-        data_sha256 = queries_sha256(Path(data.train), data.num_rows)
+        data_sha256 = queries_sha256(local_folder(data.train), data.num_rows)
         if not resume:
             return Start(version=WeightVersion(0, 0), data_sha256=data_sha256)
         return newest_start(run, data_sha256)

@@ -164,6 +164,10 @@ class RewardPool:
         """Empty a node that goes away in `deadline_s` seconds (None: it does not say when)."""
         self._fleet.drain_node(node_id, deadline_s)
 
+    def actors(self) -> list[tuple[str, Any]]:
+        """Id and actor of every worker that is not dead."""
+        return [(worker.id, worker.actor) for worker in self._fleet.living]
+
     def workers(self) -> list[WorkerStatus]:
         """All workers, and those that died in the last minutes."""
         return self._fleet.statuses()

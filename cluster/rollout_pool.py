@@ -154,6 +154,10 @@ class RolloutPool:
         """
         self._fleet.drain_node(node_id, deadline_s)
 
+    def actors(self) -> list[tuple[str, Any]]:
+        """Id and actor of every engine that is not dead."""
+        return [(engine.id, engine.actor) for engine in self.engines]
+
     def workers(self) -> list[WorkerStatus]:
         """All engines, and those that died in the last minutes."""
         return self._fleet.statuses()

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import Config
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from alphadrive.errors import ClusterError, RunFolderError, RunNotLiveError
+from cluster.authentication import choose_authentication
 from cluster.cluster_file import ClusterFile, has_driver_died
 from cluster.control import is_actor_of
+from cluster.private_cluster import reaching
 from cluster.ray_session import NAMESPACE
 from cluster.status import ENDED, read_status
 
@@ -126,11 +127,19 @@ def live_run(place: RunPlace) -> Iterator[LiveRun]:
         file = ClusterFile.read(place.folder)
         if place.address is None:
             _raise_if_over(place, file)
+    with joined_cluster(place, file) as address:
+        yield LiveRun(place, _control_of(place, file, address))
+
+
+@contextmanager
+def joined_cluster(place: RunPlace, file: ClusterFile | None) -> Iterator[str]:
+    """Be a driver of the cluster of a run for the length of the block, which gets its address; `file` is the
+    run's, where it has a folder. Raises RunNotLiveError when nothing answers there, ClusterError."""
     address = place.address or (file.address if file is not None else None)
     assert address is not None
     _probe(place, address)
     with _joined(address, file.auth_mode if file is not None else None):
-        yield LiveRun(place, _control_of(place, file, address))
+        yield address
 
 
 def driver_has_died(place: RunPlace) -> bool:
@@ -145,14 +154,8 @@ def _raise_if_over(place: RunPlace, file: ClusterFile | None) -> None:
     """What the folder alone tells, without a wait for a cluster that is gone."""
     assert place.folder is not None
     status = read_status(place.folder)
+    raise_if_ended(place, status)
     state, pid = status["status"], status["pid"]
-    if state in ENDED:
-        raise RunNotLiveError(f"{place}: it has ended: {state}{_reason(status)}")
-    if driver_has_died(place):
-        raise RunNotLiveError(
-            f"{place}: it crashed or was killed (its process {pid} is gone); the same command with --resume "
-            "goes on from its newest checkpoint"
-        )
     if file is None or file.pid != pid:
         process = f"process {pid} on {status.get('host')}"
         raise RunNotLiveError(
@@ -163,6 +166,17 @@ def _raise_if_over(place: RunPlace, file: ClusterFile | None) -> None:
         )
     if file.ended_s is not None:
         raise RunNotLiveError(f"{place}: it is ending")
+
+
+def raise_if_ended(place: RunPlace, status: dict[str, Any]) -> None:
+    """Raises RunNotLiveError when a run's status tells that nothing of it is left, or its process is gone."""
+    if status["status"] in ENDED:
+        raise RunNotLiveError(f"{place}: it has ended: {status['status']}{_reason(status)}")
+    if driver_has_died(place):
+        raise RunNotLiveError(
+            f"{place}: it crashed or was killed (its process {status['pid']} is gone); the same command with "
+            "--resume goes on from its newest checkpoint"
+        )
 
 
 def _reason(status: dict[str, Any]) -> str:
@@ -186,9 +200,10 @@ def _probe(place: RunPlace, address: str) -> None:
 @contextmanager
 def _joined(address: str, auth_mode: str | None) -> Iterator[None]:
     """Be a driver of the cluster at `address`. Raises ClusterError."""
-    _choose_authentication(auth_mode)
+    choose_authentication(auth_mode)
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        with reaching(address):
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises bare Exceptions here
         first_line = str(error).strip().partition("\n")[0]
         raise ClusterError(f"Ray at {address} could not be joined: {first_line}") from error
@@ -196,22 +211,6 @@ def _joined(address: str, auth_mode: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _choose_authentication(auth_mode: str | None) -> None:
-    """Use a token as the run does; Ray by itself never does so for an address that is given. Without a
-    run's file to know it from: if this user has a token."""
-    if "RAY_AUTH_MODE" in os.environ:
-        return
-    has_token = (
-        "RAY_AUTH_TOKEN" in os.environ
-        or "RAY_AUTH_TOKEN_PATH" in os.environ
-        or (Path.home() / ".ray" / "auth_token").is_file()
-    )
-    mode = auth_mode if auth_mode is not None else ("token" if has_token else "")
-    if mode:
-        os.environ["RAY_AUTH_MODE"] = mode
-        Config.initialize("")
 
 
 def _control_of(place: RunPlace, file: ClusterFile | None, address: str) -> Any:

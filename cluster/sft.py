@@ -5,17 +5,20 @@ No engines, no rewards; the same gang of ranks, run folder, checkpoints and sign
 
 import asyncio
 import time
-from pathlib import Path
+from typing import cast
 
 from alphadrive import metric_names as names
+from alphadrive.data.fetching import local_folder, place_for_others
 from alphadrive.data.parquet import DrivingDataset
 from cluster.checkpointing import CheckpointWriter
 from cluster.launch import Attempt
 from cluster.learner_group import LearnerGroup
 from cluster.nodes import watch_nodes
 from cluster.nonfinite import NonFiniteSteps
+from cluster.profiler import profiled
 from cluster.recovery import train_with_restarts
 from cluster.row_order import RowOrder, row_order
+from cluster.traced import TracedSft
 
 
 async def train_sft(attempt: Attempt) -> None:
@@ -28,14 +31,14 @@ async def train_sft(attempt: Attempt) -> None:
         config,
         placement,
         model_folder=attempt.model_folder,
-        dataset_folder=Path(config.data.train).resolve(),
+        dataset_folder=place_for_others(config.data.train),
         version=attempt.version,
         checkpoint=attempt.checkpoint.path if attempt.checkpoint else None,
     )
     attempt.watched.learner = learner
     nodes = asyncio.create_task(watch_nodes((learner,)))
     try:
-        await train_with_restarts(attempt, learner, lambda: _steps(attempt, learner))
+        await train_with_restarts(attempt, learner, lambda: _recorded_steps(attempt, learner))
         if not attempt.stop.was_asked:
             attempt.status.write(status="finished")
     finally:
@@ -58,9 +61,15 @@ def batch_rows(order: RowOrder, num_rows: int, batch_size: int, step: int) -> li
     return rows
 
 
+async def _recorded_steps(attempt: Attempt, learner: LearnerGroup) -> None:
+    async with profiled(attempt) as is_recorded:
+        await _steps(attempt, cast(LearnerGroup, TracedSft(learner)) if is_recorded else learner)
+
+
 async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
     config = attempt.config
-    dataset = DrivingDataset(config.data.train, config.data.num_rows)
+    folder = local_folder(config.data.train)
+    dataset = DrivingDataset(folder, config.data.num_rows)
     num_rows = len(dataset)
     nonfinite = NonFiniteSteps(attempt.run.path, attempt.saved.get("nonfinite"))
     checkpoints = CheckpointWriter(attempt.run, attempt.status)
@@ -75,7 +84,7 @@ async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
             "summary": {"sft": attempt.summary["sft"]},
         }
 
-    order = row_order(config.data.sampling, Path(config.data.train), num_rows, config.seed)
+    order = row_order(config.data.sampling, folder, num_rows, config.seed)
     stopping = asyncio.Event()
     attempt.stop.on_stop = stopping.set
     attempt.status.write(status="running")
@@ -122,3 +131,4 @@ async def _steps(attempt: Attempt, learner: LearnerGroup) -> None:
     step = learner.version.step
     if step not in (checkpoints.last_step, attempt.version.step):
         await checkpoints.write(step, learner.save, ledger, is_last=True)
+    await checkpoints.end()

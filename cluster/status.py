@@ -11,6 +11,7 @@ from typing import Any
 
 from alphadrive.errors import RunFolderError
 from alphadrive.run_folder import RunFolder
+from alphadrive.secrets import redacted
 from cluster.cluster_file import this_process
 
 ENDED = ("finished", "no_signal", "interrupted", "failed")
@@ -64,7 +65,7 @@ class RunStatus:
 
     def note(self, **changes: Any) -> None:
         """Change some fields; the file gets them with the next `write`."""
-        self._fields |= changes | {"updated_s": round(time.time(), 3)}
+        self._fields |= redacted(changes) | {"updated_s": round(time.time(), 3)}
 
     @property
     def fields(self) -> dict[str, Any]:

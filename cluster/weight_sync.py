@@ -1,8 +1,8 @@
 """Weights from the learner to every engine, with proof.
 
-    learner rank 0 ─ export ─▶ /dev/shm/alphadrive-….safetensors ─▶ all engines at once ─▶ file deleted
-                                                                      digest of what each received
-                                                                      canary groups ─▶ learner compares
+    learner rank 0 ─ carrier: a file in /dev/shm, or a stream ─▶ all engines at once
+                                                                   digest of what each received
+                                                                   canary groups ─▶ learner compares
 
 No engine is given a new group between `begin_sync` and its proof. With `update_mode` `keep` an engine is
 updated between two tokens, and what it finishes before the proof waits for it; with `wait` it first ends
@@ -15,12 +15,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from alphadrive import metric_names as names
-from alphadrive.errors import EngineDiedError, WeightSyncError
-from alphadrive.types import DrivingQuery, WeightsFile, WeightVersion
+from alphadrive.errors import EngineDiedError, LearnerError, WeightSyncError
+from alphadrive.types import DrivingQuery, WeightVersion
 from cluster import remote
+from cluster.carriers import Carrier, Shipment
 from cluster.engine_handle import Engine
 from cluster.fleet import GONE
 from cluster.learner_group import LearnerGroup
@@ -35,7 +35,7 @@ LAST_WAIT_S = 5.0
 
 
 class WeightSync:
-    """Publishes versions to the engines of a pool, files by way of `folder`."""
+    """Publishes versions to the engines of a pool by way of `carrier`."""
 
     def __init__(
         self,
@@ -46,8 +46,7 @@ class WeightSync:
         *,
         temperature: float,
         timeout_s: float,
-        folder: Path,
-        prefix: str,
+        carrier: Carrier,
         update_mode: str = "keep",
     ) -> None:
         self.seconds: list[float] = []
@@ -64,8 +63,7 @@ class WeightSync:
         self._limit = limit
         self._sampling = canary_sampling(temperature)
         self._timeout_s = timeout_s
-        self._folder = folder
-        self._prefix = prefix
+        self._carrier = carrier
         self._update_mode = update_mode
 
     @property
@@ -113,28 +111,26 @@ class WeightSync:
             raise EngineDiedError(f"{engine.id} was lost while it took the current weights")
 
     async def _bring(self, engines: Sequence[Engine], version: WeightVersion) -> None:
-        path = self._folder / f"{self._prefix}-{version}.safetensors"
-        updates: dict[asyncio.Task[list[object]], Engine] = {}
-        try:
-            exporting_s = time.monotonic()
-            weights = await self._learner.export_weights(path)
-            self.latest[names.SYNC_EXPORT_S] = time.monotonic() - exporting_s
+        begun_s = time.monotonic()
+        async with self._carrier.carry(engines, version) as shipment:
+            self.latest[names.SYNC_EXPORT_S] = time.monotonic() - begun_s
             updates = {
-                asyncio.create_task(self._update(engine, weights, version)): engine for engine in engines
+                asyncio.create_task(self._update(engine, shipment, version)): engine
+                for engine in shipment.engines
             }
-            await self._prove_in_turn(updates, version)
-        except WeightSyncError:
-            raise
-        except BaseException:
-            # An engine whose update is cut in two is lost; waiting for the end of it costs less.
-            if updates:
-                await asyncio.wait(updates, timeout=LAST_WAIT_S)
-            raise
-        finally:
-            for task in updates:
-                task.cancel()
-            await asyncio.gather(*updates, return_exceptions=True)
-            path.unlink(missing_ok=True)
+            try:
+                await self._prove_in_turn(updates, version)
+            except WeightSyncError:
+                raise
+            except BaseException:
+                # An engine whose update is cut in two is lost; waiting for the end of it costs less.
+                if updates:
+                    await asyncio.wait(updates, timeout=LAST_WAIT_S)
+                raise
+            finally:
+                for task in updates:
+                    task.cancel()
+                await asyncio.gather(*updates, return_exceptions=True)
 
     async def _prove_in_turn(
         self, updates: dict[asyncio.Task[list[object]], Engine], version: WeightVersion
@@ -160,14 +156,22 @@ class WeightSync:
             self.latest[names.SYNC_ENGINE_S] = arrived_s - started_s
             self.latest[names.SYNC_CANARY_S] = canary_s
 
-    async def _update(self, engine: Engine, weights: WeightsFile, version: WeightVersion) -> list[object]:
+    async def _update(self, engine: Engine, shipment: Shipment, version: WeightVersion) -> list[object]:
         """Update one engine and have it draw canaries; none if it was fenced."""
         if self._update_mode == "wait":
             await self._pool.until_empty(engine)
         engine.is_updating = True
         try:
             update = engine.actor.update_weights.options(num_returns=1 + len(self._queries))
-            first, *groups = update.remote(weights, self._queries, self._sampling)
+            first, *groups = update.remote(shipment.to(engine), self._queries, self._sampling)
+            try:
+                weights = await shipment.sent()
+            except LearnerError:
+                remote.forget(first, *groups)
+                raise
+            if problem := shipment.problem(engine):
+                remote.forget(first)
+                raise EngineDiedError(problem)
             receipt: UpdateReceipt = await remote.fetch(first, self._timeout_s)
         except GONE as error:
             remote.forget(*groups)

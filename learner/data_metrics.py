@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from alphadrive import metric_names as names
+from alphadrive.profiling.spans import span
 from learner.engine import TrainingEngine
 from learner.images import FittedImages
 from learner.policy import Policy
@@ -27,7 +28,8 @@ class DataMeter:
         while True:
             started = time.perf_counter()
             try:
-                item = next(iterator)
+                with span("data_wait"):
+                    item = next(iterator)
             except StopIteration:
                 return
             finally:

@@ -17,13 +17,12 @@ from alphadrive.errors import LearnerError
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
 
-def join_process_group(
-    rank: int, world_size: int, master_addr: str, master_port: int, on_gpu: bool
-) -> torch.device:
+def join_process_group(rank: int, world_size: int, meeting_point: str, on_gpu: bool) -> torch.device:
     """Join the learner's process group (gloo on CPU, nccl on GPU) and give this rank's device.
 
-    Uses the group that exists where one process holds several learners one after another. Raises
-    LearnerError when that group is of another shape.
+    `meeting_point` is where the ranks find each other: `file:///PATH` of a file that is not there yet, which
+    opens no port, or `tcp://HOST:PORT` with rank 0's host. Uses the group that exists where one process
+    holds several learners one after another. Raises LearnerError when that group is of another shape.
     """
     local_rank = rank % max(1, torch.cuda.device_count()) if on_gpu else 0
     os.environ.update(
@@ -32,11 +31,15 @@ def join_process_group(
         WORLD_SIZE=str(world_size),
         LOCAL_RANK=str(local_rank),
         LOCAL_SIZE=str(world_size),
-        MASTER_ADDR=master_addr,
-        MASTER_PORT=str(master_port),
     )
     import_deepspeed().init_distributed(
-        "nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE_TIMEOUT
+        "nccl" if on_gpu else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=COLLECTIVE_TIMEOUT,
+        init_method=meeting_point,
+        rank=rank,
+        world_size=world_size,
     )
     joined = (torch.distributed.get_rank(), torch.distributed.get_world_size())
     if joined != (rank, world_size):

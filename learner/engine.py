@@ -10,7 +10,7 @@ agree on it first. The optimizer is torch's AdamW: DeepSpeed's own compile a ker
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from alphadrive.config import LearnerConfig
 from alphadrive.errors import CheckpointError, CheckpointWriteError, NonFiniteError
 from alphadrive.manifest import check_owner
+from alphadrive.profiling.spans import is_recording, span
 from learner.deepspeed_setup import deepspeed_config, import_deepspeed
 from learner.resharding import LearnerShape, make_universal, needs_conversion
 
@@ -75,13 +76,23 @@ class TrainingEngine:
 
     def forward(self, *args: Any) -> Any:
         """The module's forward."""
-        return self._engine(*args)
+        with span("forward"):
+            output = self._engine(*args)
+            self._finish_on_gpu()
+        return output
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of `loss` to this step's. A loss that is not finite makes the step's gradient so,
         too: no rank will apply it."""
         finite_or_nan = torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
-        self._engine.backward(loss * (finite_or_nan * self.world_size), scale_wrt_gas=False)
+        with span("backward"):
+            self._engine.backward(loss * (finite_or_nan * self.world_size), scale_wrt_gas=False)
+            self._finish_on_gpu()
+
+    def _finish_on_gpu(self) -> None:
+        """Where a run is profiled, wait for the GPU, which works on its own: a span would end too early."""
+        if self.device.type == "cuda" and is_recording():
+            torch.cuda.synchronize(self.device)
 
     def step(self, learning_rate: float) -> StepOutcome:
         """Clip, apply the optimizer, forget the gradients.
@@ -131,6 +142,16 @@ class TrainingEngine:
                 continue
             with gathered_parameters([parameter], enabled=self.zero_stage == 3):
                 visit(name, parameter.detach())
+
+    def gathered(self, batches: Iterable[Sequence[str]]) -> Iterator[dict[str, Tensor]]:
+        """The whole tensors of each batch of parameter names in turn, gathered together where ZeRO-3 has
+        split them; valid until the next batch is asked for. Every rank must take every batch."""
+        gathered_parameters = import_deepspeed().zero.GatheredParameters
+        parameters = dict(self.module.named_parameters())
+        for names in batches:
+            batch = {name: parameters[name] for name in names}
+            with gathered_parameters(list(batch.values()), enabled=self.zero_stage == 3):
+                yield {name: parameter.detach() for name, parameter in batch.items()}
 
     def all_reduce(self, values: list[float], *, largest: bool = False) -> list[float]:
         """Sums (or maxima) over all ranks, in double precision."""

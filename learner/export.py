@@ -22,6 +22,8 @@ from learner.engine import TrainingEngine
 from learner.lora import is_factor
 from learner.policy import Policy
 
+MODEL_PREFIX = "model."
+"""Of parameters under the learner, before the model's own names."""
 _COPIED_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 _INDEX_SUFFIX = ".index.json"
 
@@ -33,14 +35,13 @@ def collect_weights(engine: TrainingEngine, policy: Policy, keep: bool) -> dict[
     Every rank calls this; those with `keep` False get nothing and hold nothing.
     """
     kept: dict[str, Tensor] = {}
-    prefix = "model."
     factors = collect_factors(engine, keep) if policy.adapter else {}
 
     def visit(name: str, tensor: Tensor) -> None:
         if keep:
             if policy.adapter:
                 name, tensor = policy.adapter.merged(name, tensor, factors)
-            kept[name.removeprefix(prefix)] = tensor.to("cpu", policy.dtype, copy=True).contiguous()
+            kept[name.removeprefix(MODEL_PREFIX)] = tensor.to("cpu", policy.dtype, copy=True).contiguous()
 
     engine.for_each_parameter(visit, lambda name: not is_factor(name))
     if not keep:

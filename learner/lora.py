@@ -61,12 +61,17 @@ class Adapter:
         """Within this context the model is the one that was adapted: for forwards without gradient."""
         return self._peft.disable_adapter()
 
+    @staticmethod
+    def plain_name(name: str) -> str:
+        """A parameter's name without LoRA."""
+        return name.replace(_BASE, ".")
+
     def merged(self, name: str, weight: Tensor, factors: Mapping[str, Tensor]) -> tuple[str, Tensor]:
         """A parameter's name without LoRA, and its value with LoRA, in a tensor of its own if that differs.
 
         `factors` are the adapter's parameters by name. Computed in float32, given in the weight's dtype.
         """
-        plain_name = name.replace(_BASE, ".")
+        plain_name = self.plain_name(name)
         if plain_name == name or not name.endswith(".weight"):
             return plain_name, weight
         factor_a, factor_b = (factors[name.replace(_BASE, side)].float() for side in (_A, _B))

@@ -18,9 +18,12 @@ from torch import Tensor
 from alphadrive import metric_names as names
 from alphadrive.config import Config
 from alphadrive.errors import LearnerError, PolicyLagError
+from alphadrive.profiling.spans import is_recording, span
 from alphadrive.types import RolloutGroup, ScoredGroup, StepResult, WeightsFile, WeightVersion
+from alphadrive.weight_layout import WeightLayout
 from learner.admission import completion_problem, version_problem
 from learner.batch import TokenBatch, TrainBatch
+from learner.flops import step_flops
 from learner.group_batches import TrainGroup, group_batches, start_logprobs
 from learner.minibatches import dealt_groups, shuffled_minibatches
 from learner.objective import LossInputs, grpo_loss, loss_settings, step_normaliser
@@ -43,8 +46,7 @@ class LearnerRank:
         *,
         rank: int,
         world_size: int,
-        master_addr: str,
-        master_port: int,
+        meeting_point: str,
         model_folder: Path,
         dataset_folder: Path,
         attempt: int = 0,
@@ -55,8 +57,7 @@ class LearnerRank:
             config,
             rank=rank,
             world_size=world_size,
-            master_addr=master_addr,
-            master_port=master_port,
+            meeting_point=meeting_point,
             model_folder=model_folder,
             dataset_folder=dataset_folder,
             temperature=config.grpo.temperature,
@@ -83,6 +84,23 @@ class LearnerRank:
         untouched: PolicyLagError for a group of another attempt or outside the lag bound, LearnerError for a
         damaged completion or when no rank has a completion token.
         """
+        step = self._trainer.step + 1
+        with self._trainer.traces.of(step), span("train", step=step) as training:
+            result = self._step(groups)
+            if is_recording():
+                training.note(**self._work(groups))
+        return result
+
+    def _work(self, groups: Sequence[ScoredGroup]) -> dict[str, float]:
+        """The arithmetic of a step on this rank's groups, where it is known: see `learner.flops`."""
+        policy, processor = self._trainer.policy, self._trainer.reader.processor
+        if policy.is_vision_frozen or policy.adapter is not None:
+            return {}
+        drawn = [scored.group for scored in groups]
+        flops = step_flops(policy.model.config, drawn, processor.image_token_id)
+        return {} if flops is None else {"flops": flops * self.config.grpo.epochs}
+
+    def _step(self, groups: Sequence[ScoredGroup]) -> StepResult:
         started = time.perf_counter()
         trainer, grpo, step = self._trainer, self.config.grpo, self._trainer.step + 1
         trainer.begin_step([scored.group.query.row for scored in groups])
@@ -150,6 +168,25 @@ class LearnerRank:
         Every rank takes part; rank 0 returns what it wrote, the others None.
         """
         return self._trainer.export_weights(Path(path), self.weight_version)
+
+    def weight_layout(self, bucket_bytes: int) -> WeightLayout:
+        """The tensors of the weights as they are now, in buckets of this size; the same on every rank.
+
+        Raises ModelError for a model that cannot be sent tensor by tensor.
+        """
+        return WeightLayout(self.weight_version, self._trainer.weight_source.tensors, bucket_bytes)
+
+    def weight_buckets(self, layout: WeightLayout) -> Iterator[list[Tensor]]:
+        """The tensors of each bucket, on rank 0, good until the next is asked for; empty lists on the others.
+
+        Every rank must take every bucket.
+        """
+        return self._trainer.weight_source.buckets(layout, keep=not self._trainer.rank)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which sends weights."""
+        return not self._trainer.rank
 
     def save_model(self, folder: Path) -> None:
         """Write a model folder that `from_pretrained` and vLLM load."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from alphadrive import metric_names as names
 from alphadrive.config import Config
+from alphadrive.profiling.spans import span
 from alphadrive.types import StepResult, WeightsFile, WeightVersion
 from learner.batch import TokenBatch
 from learner.losses import sft_loss
@@ -32,8 +33,7 @@ class SftRank:
         *,
         rank: int,
         world_size: int,
-        master_addr: str,
-        master_port: int,
+        meeting_point: str,
         model_folder: Path,
         dataset_folder: Path,
         attempt: int = 0,
@@ -43,8 +43,7 @@ class SftRank:
             config,
             rank=rank,
             world_size=world_size,
-            master_addr=master_addr,
-            master_port=master_port,
+            meeting_point=meeting_point,
             model_folder=model_folder,
             dataset_folder=dataset_folder,
             temperature=1.0,
@@ -62,6 +61,11 @@ class SftRank:
         A loss or gradient that is not finite leaves the weights as they are; the result says so as its
         `problem`.
         """
+        step = self._trainer.step + 1
+        with self._trainer.traces.of(step), span("train", step=step):
+            return self._step(rows)
+
+    def _step(self, rows: Sequence[int]) -> StepResult:
         started = time.perf_counter()
         trainer, sft, step = self._trainer, self.config.sft, self._trainer.step + 1
         trainer.begin_step(rows)

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from alphadrive.config import Config
 from alphadrive.processing import PromptProcessor
+from alphadrive.profiling.spans import in_span, note_facts, span
 from alphadrive.types import WeightsFile, WeightVersion
 from learner.batch import TokenBatch, TokenRow, build_token_batch
 from learner.data_metrics import DataMeter
@@ -28,7 +30,9 @@ from learner.lora import ADAPTER_FOLDER, check_same_adapter
 from learner.patches import PatchTable
 from learner.policy import Policy
 from learner.rows import RowReader, in_microbatches, prepared_ahead
+from learner.torch_traces import StepTraces
 from learner.vision import FrozenFeatures
+from learner.weight_source import WeightSource
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +70,7 @@ class Trainer:
         *,
         rank: int,
         world_size: int,
-        master_addr: str,
-        master_port: int,
+        meeting_point: str,
         model_folder: Path,
         dataset_folder: Path,
         temperature: float,
@@ -75,12 +78,16 @@ class Trainer:
         self.config, self.rank, self.world_size = config, rank, world_size
         self.model_folder = Path(model_folder)
         self.step = 0
+        self.traces = StepTraces(
+            config.profile.torch_steps if rank == 0 else (), Path(config.run.root, config.run.name, "torch")
+        )
         self.gradient_norms = GradientNorms()
         on_gpu = config.learner.gpus_per_rank > 0
         if not on_gpu:
             torch.set_num_threads(max(1, int(config.learner.cpus_per_rank)))
         _seed_everything(config.seed + rank)
-        self.device = join_process_group(rank, world_size, master_addr, master_port, on_gpu)
+        self.device = join_process_group(rank, world_size, meeting_point, on_gpu)
+        note_facts(device=torch.cuda.get_device_name(self.device) if on_gpu else "cpu")
         processor = PromptProcessor(self.model_folder, config.model.max_pixels, config.data.trajectory)
         self.reader = RowReader(
             dataset_folder,
@@ -145,7 +152,7 @@ class Trainer:
         """
         microbatches = in_microbatches(sizes, self.config.learner.max_tokens_per_microbatch)
         num_fillers = self.most(len(microbatches)) - len(microbatches)
-        yield from self.meter.waiting(prepared_ahead(microbatches, read))
+        yield from self.meter.waiting(prepared_ahead(microbatches, in_span("pack", read, "reader")))
         for _ in range(num_fillers):
             yield filler(self.filler_batch())
 
@@ -192,7 +199,8 @@ class Trainer:
         `step` is counted by the caller.
         """
         loss = self.engine.all_reduce([local_loss])[0]
-        outcome = self.engine.step(learning_rate)
+        with span("step"):
+            outcome = self.engine.step(learning_rate)
         if outcome.was_applied:
             is_spike = self.gradient_norms.add(outcome.grad_norm)
             return Update(loss=loss, grad_norm=outcome.grad_norm, is_spike=is_spike, problem=None)
@@ -209,6 +217,11 @@ class Trainer:
         seconds = time.perf_counter() - started
         logger.info("weights %s: %d bytes in %.3f s", version, written.num_bytes, seconds)
         return written
+
+    @cached_property
+    def weight_source(self) -> WeightSource:
+        """The weights for the engines, a bucket at a time. Raises as `WeightSource`."""
+        return WeightSource(self.engine, self.policy)
 
     def save_model(self, folder: Path) -> None:
         """Write a folder that `from_pretrained` and vLLM load (rank 0 writes). Raises

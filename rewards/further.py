@@ -12,6 +12,7 @@ from pathlib import Path
 
 from alphadrive.config import RewardConfig
 from alphadrive.errors import RewardError
+from alphadrive.secrets import redact
 from alphadrive.types import Completion, DrivingQuery
 from rewards.consistency import consistency_values
 from rewards.judge import Judge
@@ -64,7 +65,7 @@ def term_values(term: FurtherTerm, query: DrivingQuery, completions: Sequence[Co
     except RewardError as error:
         raise RewardError(f"{where}: {error}") from error
     except Exception as error:
-        raise RewardError(f"{where} raised {type(error).__name__}: {error}") from error
+        raise RewardError(redact(f"{where} raised {type(error).__name__}: {error}")) from error
     if len(values) != len(completions):
         raise RewardError(f"{where} gave {len(values)} values, expected {len(completions)}, one a completion")
     for index, value in enumerate(values):

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from alphadrive.config import RewardConfig
 from alphadrive.errors import ConfigError, RewardError
+from alphadrive.secrets import name_secret
 from alphadrive.types import Completion, DrivingQuery
 
 MAX_CONCURRENT = 16
@@ -34,6 +35,7 @@ class Judge:
 
         key = None
         if config.judge_api_key_env is not None:
+            name_secret(config.judge_api_key_env)
             key = os.environ.get(config.judge_api_key_env)
             if not key:
                 raise ConfigError(

@@ -14,8 +14,15 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from alphadrive.errors import AlphaDriveError, EngineDiedError, RolloutError, WeightSyncError
-from alphadrive.types import DrivingQuery, RolloutGroup, WeightsFile, WeightVersion
+from alphadrive.errors import (
+    AlphaDriveError,
+    EngineDiedError,
+    RolloutError,
+    TransferCutError,
+    WeightSyncError,
+)
+from alphadrive.profiling.spans import add_span
+from alphadrive.types import DrivingQuery, RolloutGroup, WeightsFile, WeightsStream, WeightVersion
 from rollout.environment import prepare_environment
 from rollout.settings import CANARY_TICKET, EngineSettings, Sampling, UpdateReceipt
 
@@ -127,28 +134,37 @@ class RolloutEngine:
             final = output
         return final
 
-    async def update_weights(self, weights: WeightsFile) -> str:
+    async def see_offer(self, stream: WeightsStream) -> None:
+        """Look at weights on offer, while groups are drawn on: the engine answers and can have them.
+
+        Raises WeightSyncError for another version than told or an older one than its own, TransferCutError
+        when the learner cannot be reached, EngineDiedError when the engine's process is gone.
+        """
+        from rollout.weight_receiver import see_offer
+
+        await self.health()
+        self._refuse_older(stream.version)
+        await asyncio.to_thread(see_offer, stream)
+
+    async def update_weights(self, weights: WeightsFile | WeightsStream) -> str:
         """`update_and_draw` without anything to draw; returns the digest of what the engine received."""
         receipt, _ = await self.update_and_draw(weights, (), Sampling(num_samples=1))
         return receipt.sha256
 
     async def update_and_draw(
-        self, weights: WeightsFile, queries: Sequence[DrivingQuery], sampling: Sampling
+        self, weights: WeightsFile | WeightsStream, queries: Sequence[DrivingQuery], sampling: Sampling
     ) -> tuple[UpdateReceipt, list[RolloutGroup]]:
         """Swap to `weights` between two tokens, then draw a group for each query before anything else.
 
         Requests in flight are frozen and go on with the new weights; everything computed from the old ones
         (prefix, image and vision-encoder caches) is dropped. Raises WeightSyncError when anything goes wrong
-        or the digest is not `weights.sha256`, EngineDiedError when the engine's process is gone. After that
+        or the digest is not the learner's, EngineDiedError when the engine's process is gone. After that
         (or a cancellation midway) the engine stays paused for ever: every `generate` raises, and all that
         is left to do is `close`.
         """
         async with self._updating:
             self._raise_failure()
-            if weights.version < self.version:
-                raise WeightSyncError(
-                    f"{self.engine_id}: asked to go back from version {self.version} to {weights.version}"
-                )
+            self._refuse_older(weights.version)
             inputs = [await self._rendered(query) for query in queries]
             receipt, drawing = await self._transferred(weights, inputs, sampling)
             self.version = weights.version
@@ -159,6 +175,12 @@ class RolloutEngine:
         ]
         return receipt, groups
 
+    def _refuse_older(self, version: WeightVersion) -> None:
+        if version < self.version:
+            raise WeightSyncError(
+                f"{self.engine_id}: asked to go back from version {self.version} to {version}"
+            )
+
     async def _rendered(self, query: DrivingQuery) -> Any:
         """A prompt with all work done on it that can be done while the engine still draws."""
         prompt = await asyncio.to_thread(self._requests.prompt, query, "train")
@@ -166,17 +188,21 @@ class RolloutEngine:
         return rendered
 
     async def _transferred(
-        self, weights: WeightsFile, inputs: Sequence[Any], sampling: Sampling
+        self, weights: WeightsFile | WeightsStream, inputs: Sequence[Any], sampling: Sampling
     ) -> tuple[UpdateReceipt, list["RequestOutputCollector"]]:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
             return await self._transfer(weights, inputs, sampling)
         except BaseException as error:
-            kind = EngineDiedError if isinstance(error, EngineDeadError) else WeightSyncError
+            kind: type[AlphaDriveError] = WeightSyncError
+            if isinstance(error, EngineDeadError):
+                kind = EngineDiedError
+            elif TransferCutError.MARK in str(error):
+                kind = TransferCutError
             failure = kind(
-                f"{self.engine_id}: update to version {weights.version} from {weights.path} failed, the "
-                f"engine cannot be used any more: {type(error).__name__}: {error}"
+                f"{self.engine_id}: update to version {weights.version} from {source_of(weights)} failed, "
+                f"the engine cannot be used any more: {type(error).__name__}: {error}"
             )
             self._fail(failure)
             if isinstance(error, Exception):
@@ -184,7 +210,7 @@ class RolloutEngine:
             raise
 
     async def _transfer(
-        self, weights: WeightsFile, inputs: Sequence[Any], sampling: Sampling
+        self, weights: WeightsFile | WeightsStream, inputs: Sequence[Any], sampling: Sampling
     ) -> tuple[UpdateReceipt, list["RequestOutputCollector"]]:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
@@ -194,17 +220,18 @@ class RolloutEngine:
         await llm.renderer.clear_mm_cache_async()
         await llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=True)
         await llm.start_weight_update()
-        await llm.update_weights(WeightTransferUpdateRequest(update_info={"path": weights.path}))
+        await llm.update_weights(WeightTransferUpdateRequest(update_info=update_info(weights)))
         await llm.finish_weight_update(str(weights.version))
         received = await llm.collective_rpc("alphadrive_received_sha256")
-        check_received(received, weights)
+        sha256 = check_received(received, weights)
         parameters = self._requests.parameters(sampling)
         drawing = []
         for index, rendered in enumerate(inputs):
             request_id = f"{self.engine_id}-canary-{weights.version}-{index}"
             drawing.append(await llm.add_request(request_id, rendered, parameters, priority=FIRST))
         await llm.resume_generation()
-        return UpdateReceipt(sha256=weights.sha256, paused_s=time.monotonic() - paused_s), drawing
+        add_span("paused", paused_s)
+        return UpdateReceipt(sha256=sha256, paused_s=time.monotonic() - paused_s), drawing
 
     async def close(self) -> None:
         """Stop the engine and its processes; requests in flight end with EngineDiedError. May be repeated."""
@@ -251,10 +278,30 @@ async def final_of(collector: "RequestOutputCollector") -> Any:
     return output
 
 
-def check_received(received: list[str], weights: WeightsFile) -> None:
-    """Raise WeightSyncError unless every worker received exactly `weights`."""
-    if set(received) != {weights.sha256}:
+def check_received(received: list[str], weights: WeightsFile | WeightsStream) -> str:
+    """The digest of what every worker received: that of the file; of a stream, which told its own at its
+    end, the same for all. Raises WeightSyncError where it is another one."""
+    expected = weights.sha256 if isinstance(weights, WeightsFile) else received[0]
+    if set(received) != {expected}:
         raise WeightSyncError(
             f"version {weights.version}: the engine's workers received {received}, expected "
-            f"{weights.sha256} from each"
+            f"{expected} from each"
         )
+    return expected
+
+
+def source_of(weights: WeightsFile | WeightsStream) -> str:
+    """Where weights come from, in words."""
+    if isinstance(weights, WeightsFile):
+        return weights.path
+    offer = weights.offer
+    return f"the learner at {offer.host}:{offer.port} by {offer.kind}"
+
+
+def update_info(weights: WeightsFile | WeightsStream) -> dict[str, Any]:
+    """Where weights come from, as vLLM carries it to its workers."""
+    if isinstance(weights, WeightsFile):
+        return {"path": weights.path}
+    from rollout.weight_receiver import StreamInfo
+
+    return StreamInfo.of(weights)

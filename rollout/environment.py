@@ -15,6 +15,8 @@ from alphadrive.errors import ConfigError
 ENGINE_MARK = "ALPHADRIVE_ENGINE"
 """Set where an engine of ours runs, and so in its child processes."""
 
+ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
+
 _ALWAYS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -60,6 +62,13 @@ def prepare_environment(device: str, *, in_process: bool = False) -> None:
         if name not in _CHOSEN_BY_USER or name not in os.environ:
             os.environ[name] = value
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(vllm|torch)\.")
+
+
+def stay_on_loopback() -> None:
+    """Have gloo and vLLM, where they open ports, open them on loopback: for processes that all are on this
+    machine. Otherwise they take the address that the machine's name stands for."""
+    for name, value in ON_LOOPBACK.items():
+        os.environ.setdefault(name, value)
 
 
 def use_threads(num_threads: int) -> None:

@@ -18,9 +18,23 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from alphadrive.actions import PATHS, SPEEDS
-from alphadrive.errors import AlphaDriveError, EngineDiedError, RolloutError, WeightSyncError
+from alphadrive.errors import (
+    AlphaDriveError,
+    EngineDiedError,
+    RolloutError,
+    TransferCutError,
+    WeightSyncError,
+)
 from alphadrive.prompts import answer_text
-from alphadrive.types import Completion, DrivingQuery, RolloutGroup, VersionSpan, WeightsFile, WeightVersion
+from alphadrive.types import (
+    Completion,
+    DrivingQuery,
+    RolloutGroup,
+    VersionSpan,
+    WeightsFile,
+    WeightsStream,
+    WeightVersion,
+)
 from alphadrive.weights import file_sha256
 from rollout.settings import CANARY_TICKET, EngineSettings, Sampling, UpdateReceipt
 
@@ -76,6 +90,7 @@ class FakeEngine:
         self._answer = answer
         self._delay_s = delay_s
         self._held_sha256 = ""
+        self._receiver: Any = None
         self._failure: AlphaDriveError | None = None
         self._failed = asyncio.Event()
         self._running = asyncio.Event()
@@ -119,15 +134,32 @@ class FakeEngine:
         return self.tokens_generated
 
     async def update_and_draw(
-        self, weights: WeightsFile, queries: Sequence[DrivingQuery], sampling: Sampling
+        self, weights: WeightsFile | WeightsStream, queries: Sequence[DrivingQuery], sampling: Sampling
     ) -> tuple[UpdateReceipt, list[RolloutGroup]]:
-        """Take the weights in a file and draw canaries. Raises as `RolloutEngine.update_and_draw`."""
+        """Take weights and draw canaries. Raises as `RolloutEngine.update_and_draw`."""
         received = await self.update_weights(weights)
         groups = [await self.generate(CANARY_TICKET, query, sampling) for query in queries]
         return UpdateReceipt(sha256=received, paused_s=0.0), groups
 
-    async def update_weights(self, weights: WeightsFile) -> str:
-        """Take the weights in a file; returns their digest."""
+    async def see_offer(self, stream: WeightsStream) -> None:
+        """Answer the roll call before a stream. Raises as `RolloutEngine.see_offer`."""
+        from rollout.weight_receiver import see_offer
+
+        self._raise_failure()
+        await asyncio.to_thread(see_offer, stream)
+
+    async def _received(self, weights: WeightsFile | WeightsStream) -> tuple[str, str]:
+        """The digest of what came, and what it should be."""
+        if isinstance(weights, WeightsFile):
+            return file_sha256(weights.path), weights.sha256
+        from rollout.weight_receiver import WeightReceiver
+
+        self._receiver = self._receiver or WeightReceiver()
+        received = await asyncio.to_thread(self._receiver.receive, weights, lambda tensors: None)
+        return received, received
+
+    async def update_weights(self, weights: WeightsFile | WeightsStream) -> str:
+        """Take weights; returns their digest."""
         self._raise_failure()
         self._running.clear()
         await asyncio.sleep(0)
@@ -135,13 +167,12 @@ class FakeEngine:
             self._running.set()
             return self._held_sha256
         try:
-            received = file_sha256(weights.path)
-            if self.faults.failing_update or received != weights.sha256:
-                raise WeightSyncError(f"received {received}, expected {weights.sha256}")
-        except WeightSyncError as error:
-            self._fail(
-                WeightSyncError(f"{self.engine_id}: update to version {weights.version} failed: {error}")
-            )
+            received, expected = await self._received(weights)
+            if self.faults.failing_update or received != expected:
+                raise WeightSyncError(f"received {received}, expected {expected}")
+        except (WeightSyncError, TransferCutError) as error:
+            message = f"{self.engine_id}: update to version {weights.version} failed: {error}"
+            self._fail(type(error)(message))
             self._raise_failure()
         self.version = weights.version
         self._held_sha256 = received

@@ -5,6 +5,7 @@ meanwhile. There is nothing to pause; the caches are dropped at an update all th
 """
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from alphadrive.errors import EngineDiedError, RolloutError, WeightSyncError
@@ -35,6 +36,7 @@ class InProcessEngine:
     async def start(cls, settings: EngineSettings, engine_id: str) -> Self:
         """Start the engine with the weights in `settings.model_folder`. Raises as `RolloutEngine.start`."""
         prepare_environment(settings.device, in_process=True)
+        settings = replace(settings, weight_transfer="file")  # the learner is in this process, too
         from vllm import LLM
 
         from rollout.requests import RequestMaker, engine_arguments

@@ -16,6 +16,7 @@ from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
+from alphadrive.data.fetching import local_folder
 from alphadrive.data.parquet import DrivingDataset
 from alphadrive.errors import ModelError, RolloutError
 from alphadrive.processing import PromptProcessor
@@ -33,6 +34,8 @@ def engine_arguments(settings: EngineSettings, processor: PromptProcessor) -> di
     Images are not cached by the engine's front: each is used by one request, and a cleared
     cache on one side only would make requests fail.
     """
+    takes_files = settings.weight_transfer == "file"
+    backend = vllm_plugin.FILE_BACKEND if takes_files else vllm_plugin.STREAM_BACKEND
     arguments: dict[str, Any] = dict(
         model=settings.model_folder,
         tokenizer=settings.model_folder,
@@ -47,7 +50,7 @@ def engine_arguments(settings: EngineSettings, processor: PromptProcessor) -> di
         mm_processor_cache_gb=0,
         logits_processors=[vision_mask.QUALIFIED_NAME],
         additional_config={vision_mask.CONFIG_KEY: list(processor.vision_token_ids)},
-        weight_transfer_config=WeightTransferConfig(backend=vllm_plugin.BACKEND),
+        weight_transfer_config=WeightTransferConfig(backend=backend),
         worker_extension_cls=vllm_plugin.WORKER_EXTENSION,
         disable_log_stats=True,
         use_tqdm_on_load=False,
@@ -73,7 +76,7 @@ class RequestMaker:
         )
         self.engine_id = engine_id
         self.tokens_generated = 0
-        self._folders = settings.datasets
+        self._folders = {name: local_folder(str(place)) for name, place in settings.datasets.items()}
         self._datasets: dict[str, DrivingDataset] = {}
 
     def dataset(self, name: str) -> DrivingDataset:

@@ -17,7 +17,7 @@ class EngineSettings:
     `datasets` names the folders an engine may be asked about (`train`, `eval`); it opens them itself.
     `kv_cache_bytes` sizes the KV cache on CPU, `gpu_memory_utilization` (a share of the GPU's memory) on
     `cuda`. `seed` starts the stream of unseeded requests: give every engine its own. `with_trajectory` is
-    `data.trajectory`.
+    `data.trajectory`. `weight_transfer` is how weights come: in a `file`, or by `gloo`, `nccl`, `ipc`.
     """
 
     model_folder: str
@@ -32,6 +32,7 @@ class EngineSettings:
     seed: int = 0
     initial_version: WeightVersion = _FIRST_VERSION
     with_trajectory: bool = False
+    weight_transfer: str = "file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +88,9 @@ def engine_settings(
         seed=config.seed * 1000 + engine_index,
         initial_version=WeightVersion(attempt, 0),
         with_trajectory=config.data.trajectory,
+        weight_transfer="file"
+        if config.rollout.weight_transfer == "auto"
+        else config.rollout.weight_transfer,
     )
 
 

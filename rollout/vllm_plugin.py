@@ -1,7 +1,7 @@
-"""What runs inside vLLM's own processes: the `alphadrive_file` weight transfer, and a watch on the parent.
+"""What runs inside vLLM's own processes: the weight transfers, and a watch on the parent.
 
-vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`). It registers one
-name and imports nothing heavy, so that other uses of vLLM on the same machine do not notice it.
+vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`). It registers two
+names and imports nothing heavy, so that other uses of vLLM on the same machine do not notice it.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from typing import Any
 
 from rollout.environment import ENGINE_MARK
 
-BACKEND = "alphadrive_file"
+FILE_BACKEND, STREAM_BACKEND = "alphadrive_file", "alphadrive_stream"
 WORKER_EXTENSION = "rollout.weight_transfer.ReceivedWeights"
 
 _WATCH_NAME = "alphadrive-parent-watch"
@@ -30,10 +30,10 @@ def register() -> None:
     """Make the weight transfer known to vLLM; in an engine of ours also watch the parent. Idempotent."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(
-            BACKEND, "rollout.weight_transfer", "FileWeightTransferEngine"
-        )
+    engines = {FILE_BACKEND: "FileWeightTransferEngine", STREAM_BACKEND: "StreamWeightTransferEngine"}
+    for backend, engine in engines.items():
+        if backend not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(backend, "rollout.weight_transfer", engine)
     if ENGINE_MARK in os.environ:
         exit_with_parent()
         keep_pixels_of_cached_prefixes()

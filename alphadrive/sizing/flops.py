@@ -21,7 +21,7 @@ def vision_flops(architecture: Architecture, num_patches: int) -> float:
     return layers + attention + embedding + 2 * num_tokens * merged * (merged + vision.out_width)
 
 
-def text_flops(architecture: Architecture, num_prompt: int, num_inputs: int, group_size: int) -> float:
+def text_flops(architecture: Architecture, num_prompt: int, num_inputs: float, group_size: int) -> float:
     """Forward of the language model's layers on a prompt and `group_size` completions of `num_inputs`."""
     text = architecture.text
     queries = text.heads * text.head_dim
@@ -31,13 +31,13 @@ def text_flops(architecture: Architecture, num_prompt: int, num_inputs: int, gro
     return text.layers * (2 * matrices * num_tokens + 4 * queries * pairs)
 
 
-def head_flops(architecture: Architecture, num_tokens: int) -> float:
+def head_flops(architecture: Architecture, num_tokens: float) -> float:
     """Logits of so many tokens."""
     return 2.0 * architecture.text.width * architecture.text.vocabulary * num_tokens
 
 
 def forward_flops(
-    architecture: Architecture, *, num_text: int, num_patches: int, num_completion: int, group_size: int
+    architecture: Architecture, *, num_text: int, num_patches: int, num_completion: float, group_size: int
 ) -> float:
     """A prompt with its image once and `group_size` completions, logits at completion tokens only.
 

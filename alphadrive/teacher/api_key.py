@@ -3,6 +3,7 @@
 import os
 
 from alphadrive.errors import ConfigError
+from alphadrive.secrets import name_secret, variable_problem
 
 DEFAULT_VARIABLE = "OPENAI_API_KEY"
 _MIN_SECRET_CHARS = 8
@@ -23,7 +24,10 @@ class ApiKey:
         None means OPENAI_API_KEY, which may be unset: a server of one's own asks for no key. Raises
         ConfigError for a variable that was named and is not set, and for a key that no header can carry.
         """
+        if variable is not None and (problem := variable_problem(variable)):
+            raise ConfigError(f"--api-key-env: {problem}")
         name = variable or DEFAULT_VARIABLE
+        name_secret(name)
         value = os.environ.get(name, "").strip()
         if not value:
             if variable is not None:

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,3 +115,19 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     save_file({"weight": np.zeros((4, 4), np.float32)}, folder / "model.safetensors")
     return folder
+
+
+@pytest.fixture
+def s3(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an empty place in a bucket; this process has the credentials in its environment."""
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://bucket/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=["file", "s3"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place, of each kind that runs here."""
+    if request.param == "file":
+        return (tmp_path / "store").as_uri()
+    return str(request.getfixturevalue("s3"))

@@ -10,6 +10,7 @@ from alphadrive.config import RewardConfig
 from alphadrive.errors import EngineDiedError, RewardError
 from alphadrive.rollout_writer import RolloutWriter
 from alphadrive.types import DrivingQuery, StepResult, WeightVersion
+from alphadrive.weight_layout import TensorMeta, WeightLayout
 from cluster.actors import LearnerActor, RewardActor, RolloutActor
 from rollout.fake import FakeEngine, Faults, write_fake_weights
 from rollout.settings import EngineSettings, Sampling
@@ -47,8 +48,11 @@ class FakeRolloutActor(RolloutActor):
         update=None,
         poison_rows=(),
         unstartable=(),
+        streams=False,
         **faults,
     ):
+        if streams:  # as a real engine, has torch by the time it is asked for anything
+            import rollout.weight_receiver  # noqa: F401
         self.faulty, self.delay_s, self.faults = faulty, delay_s, faults
         self.kills_process_after, self.update = kills_process_after, update
         self.poison_rows, self.unstartable = poison_rows, unstartable
@@ -97,6 +101,7 @@ class FakeRank:
     def __init__(self, config, *, rank, world_size, attempt=0, dies_at=None, faults=None, **placing):
         self.rank, self.world_size, self.dies_at = rank, world_size, dies_at
         self.faults = faults or {}
+        self.offers = None
         self.version = WeightVersion(attempt, 0)
         self.engine = FakeEngine(SETTINGS, "truth")
         self.expected = []
@@ -124,6 +129,20 @@ class FakeRank:
 
     def export_weights(self, path):
         return write_fake_weights(Path(path), self.version) if self.rank == 0 else None
+
+    @property
+    def is_first(self):
+        return self.rank == 0
+
+    def weight_layout(self, bucket_bytes):
+        meta = TensorMeta("model.norm.weight", "float32", (2,))
+        return WeightLayout(self.offers or self.version, (meta,), bucket_bytes)
+
+    def weight_buckets(self, layout):
+        import torch
+
+        for _ in layout.buckets:
+            yield [torch.tensor(self.version, dtype=torch.float32)]
 
     def save_checkpoint(self, folder):
         (folder / f"rank_{self.rank}").write_text(str(self.version.step))
@@ -163,6 +182,9 @@ class FakeLearnerActor(LearnerActor):
 
     def make_die_at(self, step):
         self._rank.dies_at = step
+
+    def make_offer(self, version):
+        self._rank.offers = version
 
     def expected_rows(self):
         return self._rank.expected

@@ -10,6 +10,7 @@ import pytest
 
 from alphadrive.config import Config
 from alphadrive.errors import CheckpointError, CheckpointWriteError
+from alphadrive.object_store import Store
 from alphadrive.run_folder import LEDGER_FILE, RunFolder
 from cluster.checkpointing import CheckpointWriter
 from cluster.status import RunStatus
@@ -116,3 +117,66 @@ def test_an_error_that_is_no_disk_s_ends_the_run_at_once(run):
     learner.failure = CheckpointError("a bug")
     with pytest.raises(CheckpointError, match="a bug"):
         write(writer, learner, 1)
+
+
+@pytest.fixture
+def mirrored(tmp_path):
+    config = Config()
+    config.run.root, config.run.tensorboard = str(tmp_path / "runs"), False
+    config.checkpoint.mirror, config.checkpoint.keep_last = (tmp_path / "mirror").as_uri(), 1
+    with RunFolder.create(config) as run:
+        yield run
+
+
+def test_a_copy_that_fails_is_told_and_training_goes_on_until_the_last_one(mirrored, monkeypatch):
+    failing, put = [True], Store.put
+
+    def fail_or_put(self, path, name, *more):
+        if failing[0] and "checkpoints" in name:
+            raise OSError("access denied")
+        put(self, path, name, *more)
+
+    monkeypatch.setattr(Store, "put", fail_or_put)
+
+    async def train():
+        writer = CheckpointWriter(mirrored, RunStatus(mirrored, "grpo", 10, 0))
+        problems = []
+        for step in (1, 2, 3):
+            failing[0] = step != 2
+            await writer.write(step, Learner().save, lambda: {})
+            await asyncio.gather(asyncio.wrap_future(mirrored.mirror.copying), return_exceptions=True)
+            problems.append(status_of(mirrored)["checkpoint_problem"])
+        assert "the checkpoint of step 1 could not be copied" in problems[1] and problems[2] is None
+        assert mirrored.mirror.steps() == [2]
+        await writer.end()
+
+    with pytest.raises(
+        CheckpointWriteError, match=r"step 3 could not be copied.*access denied.*the run's last"
+    ):
+        asyncio.run(train())
+    assert [each.step for each in mirrored.checkpoints.all()] == [3]
+
+
+def test_a_checkpoint_is_not_removed_while_it_is_copied_and_the_copying_is_progress(mirrored, monkeypatch):
+    may_go_on, put = threading.Event(), Store.put
+
+    def slow(self, path, name, *more):
+        assert may_go_on.wait(30)
+        put(self, path, name, *more)
+
+    monkeypatch.setattr(Store, "put", slow)
+
+    async def train():
+        writer = CheckpointWriter(mirrored, RunStatus(mirrored, "grpo", 10, 0))
+        await writer.write(1, Learner().save, lambda: {})
+        writing = asyncio.create_task(writer.write(2, Learner().save, lambda: {}))
+        await asyncio.wait([writing], timeout=0.3)
+        assert [each.step for each in mirrored.checkpoints.all()] == [1]
+        before = writer.progress()
+        may_go_on.set()
+        await writing
+        await writer.end()
+        assert before != writer.progress()
+
+    asyncio.run(train())
+    assert mirrored.mirror.steps() == [2]

@@ -44,8 +44,10 @@ def nodes():
     import ray
     from ray.cluster_utils import Cluster
 
+    from cluster.private_cluster import ask_for_token
     from cluster.processes import ProcessTree, end_processes
 
+    ask_for_token()
     with ProcessTree() as tree:
         before = tree.descendants()
         cluster = patiently(Cluster, initialize_head=True, head_node_args={"num_cpus": 0})

@@ -19,6 +19,9 @@ def cluster():
     import ray
     from ray.cluster_utils import Cluster
 
+    from cluster.private_cluster import ask_for_token
+
+    ask_for_token()
     memory = 200 << 20
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": memory, "num_gpus": 0}

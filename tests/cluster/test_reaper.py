@@ -66,6 +66,17 @@ def test_after_kill_9_of_the_driver_its_run_is_gone_a_stopped_process_too(driver
     assert is_alive(before)
 
 
+def test_a_driver_that_is_killed_with_all_its_children_as_ray_ends_a_job_leaves_no_file(driver):
+    process, (before, reaper, *own), weights = driver
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.send_signal(number)
+    wait_until_gone([before, *own, reaper])
+    assert not weights.exists()
+
+
 def test_an_orderly_end_is_no_business_of_the_reaper(driver):
     process, (before, reaper, *own), weights = driver
     process.communicate("\n", timeout=20)

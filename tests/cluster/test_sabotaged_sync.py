@@ -73,6 +73,7 @@ def test_every_sabotage_is_caught_at_the_sync_it_happens_in(tmp_path):
 
 async def _sabotage(config, folder):
     from alphadrive.data.parquet import DrivingDataset
+    from cluster.carriers import FileCarrier
     from cluster.learner_group import LearnerGroup
     from cluster.packing import Node
     from cluster.placement import plan_placement
@@ -107,8 +108,7 @@ async def _sabotage(config, folder):
         CanaryLimit("float32"),
         temperature=1.0,
         timeout_s=60.0,
-        folder=folder,
-        prefix="weights",
+        carrier=FileCarrier(learner, folder, "weights"),
     )
     engine = pool.engines[0]
 

@@ -14,7 +14,9 @@ pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
 
 
-def run_synchronised(tmp_path, monkeypatch, main, num_ranks=1, update_mode="keep", **pool_options):
+def run_synchronised(
+    tmp_path, monkeypatch, main, num_ranks=1, update_mode="keep", kind="file", **pool_options
+):
     """Start two engines and a learner, calibrate, publish version 0, run `main(pool, learner, sync)`."""
     import fake_actors
     from test_pools import make_pool
@@ -49,8 +51,7 @@ def run_synchronised(tmp_path, monkeypatch, main, num_ranks=1, update_mode="keep
             CanaryLimit("float32"),
             temperature=1.0,
             timeout_s=2.0,
-            folder=tmp_path,
-            prefix="weights",
+            carrier=carrier_of(kind, pool, learner, tmp_path, update_mode),
             update_mode=update_mode,
         )
         try:
@@ -63,6 +64,15 @@ def run_synchronised(tmp_path, monkeypatch, main, num_ranks=1, update_mode="keep
             assert list(tmp_path.glob("*weights*")) == []
 
     asyncio.run(whole())
+
+
+def carrier_of(kind, pool, learner, folder, update_mode):
+    from cluster.carriers import FileCarrier, StreamCarrier
+
+    if kind == "file":
+        return FileCarrier(learner, folder, "weights")
+    waits = update_mode == "wait"
+    return StreamCarrier(kind, pool, learner, bucket_bytes=1 << 20, timeout_s=5.0, waits=waits)
 
 
 def test_every_engine_takes_every_version_and_no_file_stays(small_ray, tmp_path, monkeypatch):

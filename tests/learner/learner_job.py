@@ -166,7 +166,39 @@ def count_layer_forwards(learner: Any, _: None) -> list[int]:
     return counts
 
 
+def stream_weights(learner: Any, bucket_bytes: int) -> dict[str, Any]:
+    """The weights as they are sent to engines: their digest, the largest bucket, and how much more of the
+    model this rank held meanwhile than before, in bytes."""
+    import torch
+
+    from alphadrive.weights import WeightDigest, dtype_name
+
+    def held() -> int:
+        return sum(each.data.nbytes for each in learner._trainer.policy.parameters())
+
+    layout, digest = learner.weight_layout(bucket_bytes), WeightDigest()
+    before = most = held()
+    num_tensors = 0
+    for bucket, tensors in zip(layout.buckets, learner.weight_buckets(layout), strict=True):
+        most = max(most, held())
+        num_tensors += len(tensors)
+        for slot, tensor in zip(bucket, tensors, strict=learner.is_first):
+            data = tensor.flatten().view(torch.uint8).numpy()
+            digest.add(slot.tensor.name, dtype_name(tensor.dtype), tuple(tensor.shape), data)
+    return {
+        "sha256": digest.hexdigest(),
+        "version": list(layout.version),
+        "num_tensors": num_tensors,
+        "num_bytes": layout.num_bytes,
+        "num_buckets": len(layout.buckets),
+        "largest": max(bucket[-1].end for bucket in layout.buckets),
+        "grown": most - before,
+        "after": held() - before,
+    }
+
+
 MEASUREMENTS = {
+    "stream_weights": stream_weights,
     "gradient": write_gradient,
     "optimizer_dtypes": optimizer_dtypes,
     "count_layer_forwards": count_layer_forwards,
@@ -268,8 +300,7 @@ def run_scenario(job: dict[str, Any], scenario: dict[str, Any], rank: int) -> li
         scenario_config(scenario),
         rank=rank,
         world_size=job["world_size"],
-        master_addr="127.0.0.1",
-        master_port=job["port"],
+        meeting_point=job["meeting_point"],
         model_folder=folder / scenario["model"] if scenario["model"] else Path(job["model"]),
         dataset_folder=Path(job["dataset"]),
         attempt=scenario["attempt"],

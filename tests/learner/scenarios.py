@@ -8,7 +8,6 @@ they saved.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -55,10 +54,12 @@ def scenario(
 
 def run_scenarios(ranks: int, folder: Path, dataset: Path) -> Outcomes:
     """Run every scenario of a number of ranks; gives the results of their calls, by rank."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    job = dict(world_size=ranks, port=port, model=str(resolve_model("tiny")), dataset=str(dataset))
+    job = dict(
+        world_size=ranks,
+        meeting_point=f"file://{folder / f'ranks{ranks}'}",
+        model=str(resolve_model("tiny")),
+        dataset=str(dataset),
+    )
     path = folder / f"job{ranks}.json"
     path.write_text(json.dumps(job | dict(folder=str(folder), scenarios=SCENARIOS[ranks])))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

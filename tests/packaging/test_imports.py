@@ -24,8 +24,10 @@ COMMANDS = {
     "alphadrive.engine_evaluation",
     "alphadrive.export_command",
     "alphadrive.plan_command",
+    "alphadrive.profile_command",
     "alphadrive.run_commands",
     "alphadrive.score_command",
+    "alphadrive.stack_command",
 }
 """The bodies of commands: they may import every package, but only when they run: `--help` loads nothing
 heavy."""

@@ -69,6 +69,10 @@ def test_shipped_files_are_inside_the_package(folder: str, names: set[str]) -> N
     assert {f"alphadrive/{name}" for name in shipped} <= names
 
 
+def test_the_locks_that_doctor_compares_with_are_inside_the_package(names: set[str]) -> None:
+    assert {f"alphadrive/requirements/{extra}.lock" for extra in ("cpu", "gpu")} <= names
+
+
 def test_entry_points_are_declared(wheel: Path, names: set[str]) -> None:
     (file,) = (name for name in names if name.endswith("entry_points.txt"))
     text = zipfile.ZipFile(wheel).read(file).decode()

@@ -104,7 +104,7 @@ class SimulatedRank:
         await self._fail(fault)
         await self._sleep(self._uniform(0.5, 8.0))
         self._rank = placing["rank"]
-        self._gang = self._world.gang(placing["master_port"], placing["world_size"], placing["attempt"])
+        self._gang = self._world.gang(placing["meeting_point"], placing["world_size"], placing["attempt"])
         self._process.on_death.append(self._peers_may_notice)
         return 1
 

@@ -77,6 +77,7 @@ def _config(chance: random.Random) -> Config:
     rollout.num_workers = chance.randint(1, 4)
     rollout.request_timeout_s, rollout.sync_timeout_s = 60.0, 10.0
     rollout.hang_timeout_s = 20.0
+    rollout.weight_transfer = "file"
     rollout.update_mode = chance.choice(["keep", "keep", "wait"])
     rollout.canary_rows = chance.choice([1, 2])
     rollout.max_restarts = chance.choice([AMPLE, AMPLE, AMPLE, 2])

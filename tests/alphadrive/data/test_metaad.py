@@ -196,6 +196,8 @@ def test_links_and_special_files_do_not_lead_out_of_the_folder(tmp_path: Path) -
         ("pipe.jpg", "no regular file"),
         ("inside", "no regular file"),
         ("inside/../inside/ok.jpg", r"contains '\.\.'"),
+        ("http://169.254.169.254/latest/meta-data", "no such file"),
+        ("file:///etc/passwd", "no such file"),
         ("C:\\x.jpg", "relative path"),
         ("", "relative path"),
         ("a\0b", "relative path"),

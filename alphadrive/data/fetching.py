@@ -1,0 +1,85 @@
+"""Datasets at an address (`s3://BUCKET/PATH`, `gs://`, `file://`): copied to this machine once, read there.
+
+    local_folder("s3://b/train")   the user's cache folder, alphadrive/data/KEY/part-00000.parquet ...
+
+KEY covers the address and every shard's name, size and time of change: a dataset that changes is another one.
+A copy is complete or not there; whatever processes of a machine ask for it, one of them copies. Damage on the
+way shows when a row is read: Parquet pages carry checksums. Driver, engines and learner ranks each ask for
+themselves, wherever they run.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from alphadrive.data.schema import checked_metadata, checked_shards, shard_paths
+from alphadrive.errors import DataError
+from alphadrive.locks import wait_for_lock
+from alphadrive.object_store import Store, address_problem, is_address
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def local_folder(place: str) -> Path:
+    """The folder of a dataset on this machine: `place` itself, or the copy of what lies at that address.
+
+    Raises DataError when the address cannot be read, holds no shards, or the copy has no room.
+    """
+    if not is_address(place):
+        return Path(place)
+    if problem := address_problem(place):
+        raise DataError(f"dataset: {problem}")
+    try:
+        store = Store.at(place)
+        versions = store.versions()
+        key = hashlib.sha256(json.dumps([place, versions]).encode()).hexdigest()[:32]
+        folder = _cache() / key
+        if not folder.is_dir():
+            with wait_for_lock(_cache() / f"{key}.lock"):
+                if not folder.is_dir():
+                    _fetch(place, store, folder)
+    except OSError as error:
+        raise DataError(
+            f"{place}: cannot be copied to {_cache()}: {error}; credentials, region and endpoint are taken "
+            "from the environment (docs/submitting.md)"
+        ) from error
+    return folder
+
+
+def place_for_others(place: str) -> str:
+    """The same place, for a process that works in another folder or on another machine."""
+    return place if is_address(place) else str(Path(place).resolve())
+
+
+def _fetch(place: str, store: Store, folder: Path) -> None:
+    sizes = {name: size for name, size in store.files().items() if "/" not in name}
+    shards = {name: size for name, size in sizes.items() if Path(name).match("part-*.parquet")}
+    if not shards:
+        raise DataError(
+            f"{place}: holds no shards; expected part-00000.parquet ... as `alphadrive data` writes"
+        )
+    total = sum(shards.values())
+    logger.info("%s: copying %d shards, %.1f MB, to %s", place, len(shards), total / 1e6, folder)
+    if (free := shutil.disk_usage(folder.parent).free) < total:
+        raise OSError(f"{total} bytes needed, {free} free")
+    temporary = folder.with_name(f".tmp-{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    for name, size in shards.items():
+        store.fetch(name, temporary / name)
+        if (got := (temporary / name).stat().st_size) != size:
+            raise OSError(f"{name}: got {got} bytes, expected {size}")
+    for shard in shard_paths(temporary):
+        checked_metadata(shard)
+    checked_shards(temporary)
+    temporary.rename(folder)
+
+
+def _cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "alphadrive" / "data"

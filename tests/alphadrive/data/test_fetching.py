@@ -1,0 +1,84 @@
+"""Datasets at an address: copied once, whole, and again when they change."""
+
+import pytest
+
+from alphadrive.data import fetching
+from alphadrive.data.fetching import local_folder, place_for_others
+from alphadrive.data.parquet import DrivingDataset, write_records
+from alphadrive.errors import DataError
+from alphadrive.object_store import Store
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of its own; `again()` is another process that looks."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    local_folder.cache_clear()
+    yield tmp_path / "cache" / "alphadrive" / "data"
+    local_folder.cache_clear()
+
+
+def again(place):
+    local_folder.cache_clear()
+    return local_folder(place)
+
+
+@pytest.fixture
+def upload(tmp_path, make_record, address):
+    def upload(num_rows):
+        folder = tmp_path / f"rows-{num_rows}"
+        write_records((make_record(index) for index in range(num_rows)), folder, 2)
+        store = Store.at(address)
+        for path in folder.iterdir():
+            store.put(path, path.name)
+        return list(DrivingDataset(folder).records())
+
+    return upload
+
+
+def test_a_path_is_itself(tmp_path, monkeypatch):
+    assert local_folder("data/train").as_posix() == "data/train"
+    monkeypatch.chdir(tmp_path)
+    assert place_for_others("data/train") == str(tmp_path / "data" / "train")
+    assert place_for_others("s3://bucket/train") == "s3://bucket/train"
+
+
+def test_a_dataset_is_copied_once_and_again_when_it_has_changed(address, upload, monkeypatch):
+    records = upload(5)
+    folder = local_folder(address)
+    assert list(DrivingDataset(folder).records()) == records
+    copied = []
+    monkeypatch.setattr(
+        fetching, "_fetch", lambda *arguments, fetch=fetching._fetch: copied.append(fetch(*arguments))
+    )
+    assert again(address) == folder and not copied
+    more = upload(7)
+    assert again(address) != folder and copied
+    assert list(DrivingDataset(local_folder(address)).records()) == more
+
+
+def test_half_a_copy_is_none(address, upload, cache, monkeypatch):
+    records = upload(5)
+    fetch = Store.fetch
+
+    def cut(self, name, path, *more):
+        if name == "part-00001.parquet":
+            raise OSError("the network is down")
+        fetch(self, name, path, *more)
+
+    monkeypatch.setattr(Store, "fetch", cut)
+    with pytest.raises(DataError, match=r"cannot be copied.*the network is down.*environment"):
+        local_folder(address)
+    assert not [path for path in cache.iterdir() if path.is_dir() and not path.name.startswith(".tmp-")]
+    monkeypatch.setattr(Store, "fetch", fetch)
+    assert list(DrivingDataset(local_folder(address)).records()) == records
+
+
+def test_an_address_without_shards_or_with_one_that_is_no_parquet_is_refused(address, upload, tmp_path):
+    with pytest.raises(DataError, match="holds no shards"):
+        local_folder(address)
+    upload(5)
+    (tmp_path / "bad").write_text("no parquet")
+    Store.at(address).put(tmp_path / "bad", "part-00002.parquet")
+    with pytest.raises(DataError, match="no complete Parquet file"):
+        local_folder(address)

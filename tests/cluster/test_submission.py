@@ -1,0 +1,232 @@
+"""Real runs given to a real Ray cluster by `ray job submit`: a dashboard on loopback, a token asked for."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from alphadrive.checkpoints import CheckpointStore
+from alphadrive.cli import run as run_command
+from alphadrive.object_store import Store
+from cluster.processes import end_processes, is_alive
+
+pytest.importorskip("vllm")
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.e2e]
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+WORKERS = ("ray::RolloutActor", "ray::RewardActor", "ray::LearnerActor", "ray::RunControl", "EngineCore")
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where jobs are submitted, what those who submit must have in their environment, the head's process."""
+
+    address: str
+    environment: dict[str, str]
+    head: psutil.Process
+
+    def job(self, *arguments, environment=None):
+        """`ray job ARGUMENTS`, from the checkout's top: the exit code and everything it printed."""
+        command, *rest = arguments
+        done = subprocess.run(
+            [BIN / "ray", "job", command, "--address", self.address, *rest],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            env=self.environment if environment is None else environment,
+            cwd=ROOT,
+        )
+        return done.returncode, done.stdout
+
+    def log(self, submission_id):
+        """The log of a job."""
+        token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        request = urllib.request.Request(f"{self.address}/api/jobs/{submission_id}/logs")
+        request.add_header("Authorization", f"Bearer {token}")
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return json.load(reply)["logs"]
+
+    def submit(self, submission_id, *arguments, stop_wait_s=None, wait=True):
+        """`ray job submit --working-dir . -- alphadrive grpo configs/debug.yaml ARGUMENTS`."""
+        options = ["--submission-id", submission_id, *([] if wait else ["--no-wait"])]
+        if stop_wait_s is not None:
+            runtime_env = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_s)}}
+            options += ["--runtime-env-json", json.dumps(runtime_env)]
+        run = ["alphadrive", "grpo", "configs/debug.yaml", *arguments]
+        return self.job("submit", *options, "--working-dir", ".", "--", *run)
+
+    def workers(self):
+        """Processes of runs in this cluster."""
+        named = [(each, " ".join(each.cmdline())) for each in self.head.children(recursive=True)]
+        return [each for each, name in named if any(worker in name for worker in WORKERS)]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(condition, timeout_s, explain=lambda: ""):
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, explain()
+        time.sleep(0.2)
+
+
+def answers(address):
+    with socket.socket() as probe:
+        return probe.connect_ex(address) == 0
+
+
+@pytest.fixture(scope="module")
+def cluster(s3_environment, tmp_path_factory):
+    """One node with its dashboard, everything on loopback (where Ray stays only if it is told that there are
+    no clusters of several machines). Its folder has a short name, for Ray's sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="ad-ray-"))
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    environment = CLEAN | s3_environment
+    environment |= {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+    dashboard, log = free_port(), folder / "head.log"
+    options = ["--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}"]
+    options += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
+    options += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
+    options += ["--num-cpus=2", "--num-gpus=0", f"--object-store-memory={256 << 20}"]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [BIN / "ray", "start", *options], stdout=output, stderr=output, env=environment, cwd=folder
+        )
+    head = psutil.Process(process.pid)
+    started = []
+    try:
+        wait_for(lambda: answers(("127.0.0.1", dashboard)) or process.poll() is not None, 120, log.read_text)
+        assert process.poll() is None, log.read_text()
+        yield Cluster(f"http://127.0.0.1:{dashboard}", environment, head)
+    finally:
+        if process.poll() is None:
+            started = head.children(recursive=True)
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+        end_processes(started)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def scenes(s3_environment, tmp_path_factory):
+    """The address of a dataset."""
+    folder = tmp_path_factory.mktemp("scenes") / "train"
+    assert run_command(["data", "synth", "--out", str(folder), "--num", "40"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_environment.items():
+            patch.setenv(name, value)
+        store = Store.at("s3://bucket/submitted/train")
+        for path in folder.iterdir():
+            store.put(path, path.name)
+    return "s3://bucket/submitted/train"
+
+
+def test_without_the_token_nothing_is_submitted(cluster, tmp_path):
+    body = json.dumps({"entrypoint": f"touch {tmp_path}/was-run"}).encode()
+    post = urllib.request.Request(f"{cluster.address}/api/jobs/", data=body, method="POST")
+    post.add_header("Content-Type", "application/json")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(post, timeout=30)
+    assert refused.value.code in (401, 403)
+    wrong = tmp_path / "token"
+    wrong.write_text(secrets.token_hex(32))
+    stranger = cluster.environment | {"RAY_AUTH_TOKEN_PATH": str(wrong)}
+    code, output = cluster.job("submit", "--", "touch", f"{tmp_path}/was-run", environment=stranger)
+    assert code != 0 and "oken" in output, output
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_paths_that_only_the_job_would_reach_end_it_before_anything_starts(cluster, scenes):
+    code, output = cluster.submit("relative", f"data.train={scenes}", "data.eval=null", "eval.every_steps=0")
+    assert code == 1, output
+    assert "run.root='runs': is relative" in output and "run.root=/shared/runs" in output
+    assert cluster.workers() == []
+
+
+def test_a_submitted_run_is_stopped_with_a_checkpoint_and_the_next_submission_finishes_it(
+    cluster, scenes, tmp_path
+):
+    from cluster.launch import weights_prefix
+
+    folder = tmp_path / "r"
+    overrides = [
+        f"data.train={scenes}",
+        "data.eval=null",
+        f"run.root={tmp_path}",
+        "run.name=r",
+        "run.tensorboard=false",
+        "rewards.variant=random",
+        "grpo.group_size=4",
+        "grpo.groups_per_step=4",
+        "grpo.max_new_tokens=24",
+        "eval.every_steps=0",
+        "checkpoint.every_steps=1000",
+        "checkpoint.mirror=s3://bucket/submitted/mirror",
+    ]
+
+    def status():
+        path = folder / "status.json"
+        return json.loads(path.read_text()) if path.is_file() else {"status": "none", "step": 0}
+
+    code, output = cluster.submit("first", *overrides, "grpo.steps=500", stop_wait_s=120, wait=False)
+    assert code == 0, output
+    wait_for(lambda: status()["status"] != "none", 120, lambda: cluster.log("first"))
+
+    code, output = cluster.submit("second", *overrides, "grpo.steps=500", "--resume")
+    assert code == 1 and "another process is writing this run" in output, output
+
+    wait_for(
+        lambda: status()["step"] >= 2 or status()["status"] == "failed", 300, lambda: cluster.log("first")
+    )
+    workers = cluster.workers()
+    assert len(workers) >= 4, cluster.log("first")
+    code, output = cluster.job("stop", "first")
+    assert code == 0 and "was stopped" in output, output
+    wait_for(lambda: not any(map(is_alive, workers)), 10, lambda: str(workers))
+    stopped, log = status(), cluster.log("first")
+    assert stopped["status"] == "interrupted" and stopped["reason"] == "stopped by SIGTERM", log
+    assert CheckpointStore(folder / "checkpoints").latest().step == stopped["step"] >= 2
+    assert "grpo 2/500" in log and "--resume" in log and "to end, then kills it" not in log
+    assert list(Path("/dev/shm").glob(f"*{weights_prefix(SimpleNamespace(path=folder))}*")) == []
+    assert cluster.head.is_running()
+
+    # As on a disk that is new: what the next submission goes on from is in the bucket.
+    shutil.rmtree(folder / "checkpoints")
+    last = stopped["step"] + 1
+    code, output = cluster.submit("third", *overrides, f"grpo.steps={last}", "--resume")
+    assert code == 0 and f"grpo {last}/{last}" in output, output
+    assert f"checkpoint of step {last - 1} fetched from s3://bucket/submitted/mirror/r" in output
+    assert "gives this job 3 s to end" in output
+    assert "succeeded" in cluster.job("status", "third")[1]
+    assert (status()["status"], status()["attempt"], status()["step"]) == ("finished", 1, last)
+    wait_for(lambda: cluster.workers() == [], 10, lambda: str(cluster.workers()))
