@@ -164,8 +164,8 @@ def test_a_node_that_sees_other_files_than_the_driver_is_named(nodes, scenes, tm
     node_paths.check_nodes(*arguments)
     assert list(tmp_path.iterdir()) == []
 
-    def of_the_driver(key, folder):
-        return {"part-00000.parquet": "1-0"} if key == "data.train" else fingerprints(key, folder)
+    def of_the_driver(key, place):
+        return {"part-00000.parquet": "1-0"} if key == "data.train" else fingerprints(key, place)
 
     fingerprints = node_paths.fingerprints
     monkeypatch.setattr(node_paths, "fingerprints", of_the_driver)
