@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from alphadrive import metric_names as names
 from alphadrive.profiling import spans
 from alphadrive.profiling.recording import GROUPS, LOOP
 from alphadrive.profiling.span_file import SpanFile, read_spans
@@ -248,7 +249,8 @@ def test_sft_is_recorded_step_by_step(tmp_path):
         must_move = False
 
         async def sft_step(self, rows):
-            return StepResult(step=len(rows), weight_version=WeightVersion(0, 1), metrics={})
+            metrics = {names.RESPONSE_LENGTH_MEAN: 12.5}
+            return StepResult(step=1, weight_version=WeightVersion(0, 1), metrics=metrics)
 
         async def save(self, folder):
             (folder / "saved").touch()
@@ -261,7 +263,9 @@ def test_sft_is_recorded_step_by_step(tmp_path):
         await learner.save(tmp_path)
 
     asyncio.run(main())
-    assert [each.name for each in spans.take().spans] == ["wait", "train", "checkpoint"]
+    wait, train, checkpoint = spans.take().spans
+    assert (wait.name, train.name, checkpoint.name) == ("wait", "train", "checkpoint")
+    assert train.args == {"step": 1, "tokens": 25.0}
     assert (tmp_path / "saved").exists() and learner.must_move is False
 
 
