@@ -1,7 +1,6 @@
 """Addresses, and files at them."""
 
-import os
-
+import boto3
 import pytest
 
 from alphadrive.config import default_config
@@ -49,13 +48,11 @@ def test_a_bucket_that_is_not_there_takes_nothing(s3, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../../evil", "a/../../../evil", "/etc/evil", "./evil"])
-def test_names_in_a_bucket_that_would_lead_out_of_a_folder_are_refused(s3, name):
-    import boto3
-
-    place = s3.removeprefix("s3://bucket/")
-    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+def test_names_in_a_bucket_that_would_lead_out_of_a_folder_are_refused(s3, s3_environment, name):
+    bucket, _, folder = s3.removeprefix("s3://").partition("/")
+    client = boto3.client("s3", endpoint_url=s3_environment["AWS_ENDPOINT_URL"])
     for key in ("fine", name):
-        client.put_object(Bucket="bucket", Key=f"{place}/checkpoints/{key}", Body=b"x")
+        client.put_object(Bucket=bucket, Key=f"{folder}/checkpoints/{key}", Body=b"x")
     with pytest.raises(OSError, match="no name of a file in a folder"):
         Store.at(s3).files("checkpoints")
 

@@ -22,7 +22,12 @@ pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
 
 POOLS = ["cluster.learner_pool=pool=learner", "cluster.rollout_pool=pool=rollout"]
-GPUS = ["learner.gpus_per_rank=1", "rollout.gpus_per_worker=1", "rollout.num_workers=2"]
+GPUS = [
+    "learner.gpus_per_rank=1",
+    "rollout.gpus_per_worker=1",
+    "rollout.num_workers=2",
+    "rollout.weight_transfer=file",
+]
 
 
 @pytest.fixture(scope="module")

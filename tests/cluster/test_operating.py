@@ -135,7 +135,7 @@ def test_a_live_run_is_looked_at_grown_and_ended_with_a_checkpoint(tmp_path):
         assert files_with(folder, secret) == []
     assert before["live"] and before["status"] == "running"
     assert {worker["kind"] for worker in before["workers"]} == {"rollout", "reward", "learner"}
-    assert before["throughput"]["samples_per_s"] > 0
+    assert after["throughput"]["samples_per_s"] > 0
     assert "rollout workers 1 -> 2" in scaled and "2 rollout workers serving" in scaled
     engines = [worker for worker in after["workers"] if worker["kind"] == "rollout"]
     assert len(engines) == 2 and len({engine["pid"] for engine in engines}) == 2
