@@ -176,15 +176,21 @@ class RunFolder:
         self._trackers.append(tracker)
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
-        """Write `summary.json` atomically. Raises ValueError for a number that is not finite."""
-        write_json(self.summary_path, redacted(dict(summary)))
+        """Write `summary.json` atomically; a full disk must not hide how the run ended.
+
+        Raises ValueError for a number that is not finite.
+        """
+        self._write_json(self.summary_path, summary)
 
     def write_status(self, status: Mapping[str, object]) -> None:
         """Write `status.json` atomically; a full disk leaves the one before."""
+        self._write_json(self.status_path, status)
+
+    def _write_json(self, path: Path, content: Mapping[str, object]) -> None:
         try:
-            write_json(self.status_path, redacted(dict(status)))
+            write_json(path, redacted(dict(content)))
         except OSError as error:
-            log.error("%s: cannot be written: %s", self.status_path, error)
+            log.error("%s: cannot be written: %s", path, error)
 
     def rewind(self, step: int) -> None:
         """Take the run's records back to the checkpoint of `step` (0: to the start), see

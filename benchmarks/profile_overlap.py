@@ -70,6 +70,7 @@ def config_of(args: argparse.Namespace, folder: Path) -> Config:
     keys = {
         "data.train": args.data,
         "data.eval": "null",
+        "eval.every_steps": 0,
         "run.root": folder,
         "run.tensorboard": "false",
         "rewards.variant": "random",

@@ -169,7 +169,7 @@ def execute(
                 "peak_rss_bytes": tree.peak_bytes,
                 "checkpoints": kept_checkpoints(run),
             }
-            _write_summary(run, summary)
+            run.write_summary(summary)
     committed = run.checkpoints.all()
     return RunResult(
         status=status.state,
@@ -177,14 +177,6 @@ def execute(
         summary=summary,
         checkpoint=committed[-1] if committed else None,
     )
-
-
-def _write_summary(run: RunFolder, summary: dict[str, Any]) -> None:
-    """A summary that a full disk does not take must not hide why the run ended."""
-    try:
-        run.write_summary(summary)
-    except OSError as error:
-        logger.error("%s: cannot be written: %s", run.summary_path, error)
 
 
 def _run_stage(stage: str, attempt: Attempt, train: Stage, tree: ProcessTree | None) -> None:

@@ -3,8 +3,8 @@
     driver: fingerprints, a new file in the run's folder ──▶ a task on every other node ──▶ what differs
 
 A fingerprint is names, sizes and the first and last part of every file, where safetensors and Parquet list
-what is in them; of data at an address, names, sizes and times of change. A node that joins later is not
-asked: a worker that cannot start there says so itself.
+what is in them; of data at an address, what the store lists. A node that joins later is not asked: a worker
+that cannot start there says so itself.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +22,10 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from alphadrive.config import Config
-from alphadrive.data.fetching import place_for_others
+from alphadrive.data.fetching import access_problem, place_for_others
 from alphadrive.data.schema import shard_paths
-from alphadrive.errors import DataError, NodeError
-from alphadrive.object_store import Store, is_address
+from alphadrive.errors import NodeError
+from alphadrive.object_store import is_address
 from alphadrive.pools import parse_pool
 from alphadrive.resources import put_our_packages_first
 from cluster.inventory import node_text
@@ -46,11 +46,11 @@ MODEL = "model.path"
 
 
 class Seen(NamedTuple):
-    """A folder or address that workers read: the key that names it, and what tells it from another one: a
-    fingerprint of every file by name."""
+    """A folder that workers read: the key that names it, and what tells it from another one: a fingerprint of
+    every file by name."""
 
     key: str
-    place: str
+    folder: Path
     files: dict[str, str]
 
 
@@ -64,19 +64,16 @@ def check_nodes(
 ) -> None:
     """Have every other node that may get workers compare what it sees with what the driver does.
 
-    Raises NodeError with every difference, DataError where the driver itself cannot read an address. With
-    one node there is nothing to ask.
+    Raises NodeError with every difference. With one node there is nothing to ask.
     """
     here = ray.get_runtime_context().get_node_id()
     readers, writers = _users(config, stage, placement, [node for node in nodes if node.id != here])
     if not writers:
         return
     paths = {MODEL: str(model_folder), "data.train": config.data.train, "data.eval": config.data.eval}
-    places = {key: place_for_others(path) for key, path in paths.items() if path}
-    try:
-        seen = [Seen(key, place, fingerprints(key, place)) for key, place in places.items()]
-    except OSError as error:
-        raise DataError(f"the data cannot be listed: {error}") from error
+    local = {key: Path(path).resolve() for key, path in paths.items() if path and not is_address(path)}
+    remote = {key: place_for_others(path) for key, path in paths.items() if path and is_address(path)}
+    seen = [Seen(key, folder, fingerprints(key, folder)) for key, folder in local.items()]
     mark = run_folder.resolve() / f".seen-{uuid.uuid4().hex}"
     mark.write_text(mark.name)
     try:
@@ -84,7 +81,8 @@ def check_nodes(
         for node in writers:
             on_it = NodeAffinitySchedulingStrategy(node.id, soft=False)
             pinned = task.options(num_cpus=0, max_retries=0, scheduling_strategy=on_it)
-            tasks[pinned.remote(seen if node in readers else [], mark)] = node
+            asked = (seen, remote) if node in readers else ([], {})
+            tasks[pinned.remote(*asked, mark)] = node
         problems = _answers(tasks)
     finally:
         mark.unlink(missing_ok=True)
@@ -96,32 +94,25 @@ def check_nodes(
     logger.info("%d nodes see the run's folder, %d of them its data and model", len(writers), len(readers))
 
 
-def differences(seen: Sequence[Seen], mark: Path) -> list[str]:
-    """What this node does not see as the driver does, in lines; runs on the node."""
-    problems = []
-    for key, place, expected in seen:
-        try:
-            found = fingerprints(key, place)
-        except OSError as error:
-            problems.append(f"{key}: {place} cannot be read: {error}")
-            continue
+def differences(seen: Sequence[Seen], remote: Mapping[str, str], mark: Path) -> list[str]:
+    """What this node does not see as the driver does, in lines; runs on the node. `remote` is data at
+    addresses, by key, as `place_for_others` gives it."""
+    problems = [f"{key}: {problem}" for key, place in remote.items() if (problem := access_problem(place))]
+    for key, folder, expected in seen:
+        found = fingerprints(key, folder)
         differing = sorted(name for name in expected | found if found.get(name) != expected.get(name))
-        if not (is_address(place) or Path(place).is_dir()):
-            problems.append(f"{key}: {place} is missing")
+        if not folder.is_dir():
+            problems.append(f"{key}: {folder} is missing")
         elif differing:
             what = _what(expected.get(differing[0]), found.get(differing[0]))
             others = f", and {len(differing) - 1} other files differ" if differing[1:] else ""
-            problems.append(f"{key}: {place}/{differing[0]} {what}{others}")
+            problems.append(f"{key}: {folder / differing[0]} {what}{others}")
     return problems + _until_fine(lambda: _run_folder_problem(mark))
 
 
-def fingerprints(key: str, place: str) -> dict[str, str]:
-    """The files that workers read in a folder, by name: size and hash of both ends. Quick for files of any
-    size; what cannot be read is left out. Raises OSError for an address that cannot be listed."""
-    if is_address(place):
-        listed = Store.at(place).versions()
-        return {str(path).rpartition("/")[2]: f"{size}-{changed}" for path, size, changed in listed}
-    folder = Path(place)
+def fingerprints(key: str, folder: Path) -> dict[str, str]:
+    """The files of a folder that workers read, by name: size and hash of both ends. Quick for files of any
+    size; what cannot be read is left out."""
     files = shard_paths(folder)
     if key == MODEL:
         files = [file for file in folder.glob("[!.]*") if file.suffix != ".md" and file.is_file()]

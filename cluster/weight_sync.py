@@ -181,7 +181,12 @@ class WeightSync:
         finally:
             engine.is_updating = False
             engine.watch.restart(asyncio.get_running_loop().time())
-        check_digest(engine.id, weights, receipt.sha256, version)
+        try:
+            check_digest(engine.id, weights, receipt.sha256, version)
+        except WeightSyncError as error:
+            # Where a learner that dies now hides the error, the run goes on, and not with this engine.
+            self._pool.lose(engine, error, blames_groups=False)
+            raise
         self._paused_s = max(self._paused_s, receipt.paused_s)
         return groups
 

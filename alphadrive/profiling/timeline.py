@@ -20,6 +20,8 @@ from alphadrive.profiling.steps import all_steps
 
 TIMELINE_FILE = "timeline.json"
 MAIN_LANES = {"": "spans", LOOP: "train loop"}
+PID_STEP = 10_000
+"""Ids of lanes are apart in all processes; the first one has its process's, which Perfetto shows on top."""
 
 Event = dict[str, Any]
 
@@ -42,10 +44,11 @@ def trace_events(recording: Recording) -> list[Event]:
     states = _states(recording)
     events: list[Event] = []
     tracks = [track for kind in KINDS for track in recording.of_kind(kind)]
-    for pid, track in enumerate(tracks, start=1):
+    for number, track in enumerate(tracks, start=1):
+        pid = PID_STEP * number
         events += _metadata(pid, 0, "process", track.source, pid)
         lanes = list(_lanes(track, states.get(track.source, [])))
-        for tid, (name, spans) in enumerate(lanes, start=1):
+        for tid, (name, spans) in enumerate(lanes, start=pid):
             events += _metadata(pid, tid, "thread", name, tid)
             events += (_complete(span, pid, tid, recording.started_ns) for span in spans)
     return events
@@ -75,7 +78,7 @@ def _state_name(name: str, kind: str) -> str:
 def _lanes(track: Track, states: Sequence[Span]) -> Iterator[tuple[str, list[Span]]]:
     if states:
         yield "state", sorted(states, key=lambda span: span.start_ns)
-    for lane in dict.fromkeys(sorted(span.lane for span in track.spans)):
+    for lane in sorted({span.lane for span in track.spans}, key=lambda lane: (lane == GROUPS, lane)):
         spans = [span for span in track.spans if span.lane == lane]
         if lane == GROUPS:
             yield from ((f"groups {row}", own) for row, own in enumerate(in_rows(spans), start=1))

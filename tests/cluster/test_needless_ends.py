@@ -16,6 +16,7 @@ from alphadrive.errors import LearnerDiedError, RolloutError, StalledError, Weig
 from alphadrive.run_folder import RunFolder
 from alphadrive.types import WeightVersion
 from cluster import remote
+from cluster.carriers import FileCarrier
 from cluster.control_room import ControlRoom
 from cluster.packing import Node
 from cluster.placement import plan_placement
@@ -137,7 +138,7 @@ class Learner:
         self.lock = asyncio.Lock()
 
     async def export_weights(self, path):
-        return SimpleNamespace(sha256="")
+        return SimpleNamespace(sha256="", version=self.version)
 
 
 @pytest.mark.parametrize("cause", ["cancelled", "learner died"])
@@ -152,9 +153,8 @@ def test_a_publish_that_is_given_up_does_not_wait_for_an_engine_that_hangs(cause
             )
         ]
         pool = SimpleNamespace(begin_sync=lambda **_: engines)
-        sync = WeightSync(
-            pool, Learner(), [0], None, temperature=1.0, timeout_s=500.0, folder=tmp_path, prefix="w"
-        )
+        carrier = FileCarrier(Learner(), tmp_path, "w")
+        sync = WeightSync(pool, Learner(), [0], None, temperature=1.0, timeout_s=500.0, carrier=carrier)
         if cause == "learner died":
             sync._prove_in_turn = lambda *_: failing(LearnerDiedError("rank 0 died"))
         publishing = asyncio.create_task(sync.publish(WeightVersion(0, 1)))
@@ -174,11 +174,41 @@ def test_a_publish_that_is_given_up_does_not_wait_for_an_engine_that_hangs(cause
     assert run_virtual(main()) == 1 + LAST_WAIT_S
 
 
+def test_an_engine_that_took_wrong_weights_is_lost_whatever_else_happens(tmp_path):
+    async def main():
+        async def took(sha256):
+            return SimpleNamespace(sha256=sha256, paused_s=0.0)
+
+        engine = SimpleNamespace(
+            actor=SimpleNamespace(update_weights=Method(lambda *_: (took("others"), took("canary")))),
+            watch=SimpleNamespace(restart=lambda now_s: None),
+            id="engine-0",
+        )
+        lost = []
+        pool = SimpleNamespace(
+            begin_sync=lambda **_: [engine],
+            lose=lambda engine, reason, **_: lost.append((engine.id, type(reason))),
+        )
+        carrier = FileCarrier(Learner(), tmp_path, "w")
+        sync = WeightSync(pool, Learner(), [0], None, temperature=1.0, timeout_s=500.0, carrier=carrier)
+        sync._prove_in_turn = lambda *_: failing(LearnerDiedError("rank 0 died"))
+        with pytest.raises(LearnerDiedError):
+            await sync.publish(WeightVersion(0, 1))
+        return lost
+
+    async def failing(error):
+        await asyncio.sleep(1)
+        raise error
+
+    assert run_virtual(main()) == [("engine-0", WeightSyncError)]
+
+
 def test_wrong_weights_end_a_publish_at_once(tmp_path):
     async def main():
         sync = WeightSync(
             SimpleNamespace(begin_sync=lambda **_: [SimpleNamespace()]),
-            Learner(), [], None, temperature=1.0, timeout_s=500.0, folder=tmp_path, prefix="w",
+            Learner(), [], None, temperature=1.0, timeout_s=500.0,
+            carrier=FileCarrier(Learner(), tmp_path, "w"),
         )  # fmt: skip
 
         async def update(*_):
@@ -232,9 +262,11 @@ def test_a_run_of_which_a_part_never_comes_up_ends_in_time(tmp_path, monkeypatch
     monkeypatch.setattr(cluster.grpo, "watch_nodes", nothing)
     monkeypatch.setattr(cluster.grpo, "reserve", nothing)
     monkeypatch.setattr(cluster.grpo, "first_engine_placed", nothing)
+    config = Config()
+    config.rollout.weight_transfer = "file"
     attempt = SimpleNamespace(
-        config=Config(),
-        placement=plan_placement(Config(), "grpo", [Node(cpus=2)]),
+        config=config,
+        placement=plan_placement(config, "grpo", [Node(cpus=2)]),
         run=SimpleNamespace(path=tmp_path, rollouts_path=tmp_path),
         watched=Watched(),
         progress=SimpleNamespace(say=lambda text: None),

@@ -116,7 +116,7 @@ def machine(
         (cluster.launch, "live_nodes", lambda: [Node(cpus=64.0)]),
         (cluster.launch, "check_nodes", lambda *args: None),
         # What is frozen is never collected, and would add up over the lives in one process.
-        (cluster.launch, "gc", SimpleNamespace(freeze=lambda: None, unfreeze=lambda: None)),
+        (cluster.launch, "rare_collections", nullcontext),
         (cluster.launch, "Reaper", Nothing),
         (cluster.launch, "ProcessTree", Nothing),
         (cluster.launch, "RunProgress", Nothing),

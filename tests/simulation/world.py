@@ -330,6 +330,7 @@ class World:
             self.disk.unlink(path)
         else:
             file.data[self.chance.randrange(len(file.data))] ^= 1 << self.chance.randrange(8)
+        file.synced = bytes(file.data)
         self.disk.sync(newest)
         self.report.injected[f"checkpoint file {how}"] += 1
         self.say(f"{path} is {how}")

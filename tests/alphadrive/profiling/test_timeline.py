@@ -25,6 +25,14 @@ def test_a_trace_has_every_lane_and_no_overlap_in_any(tmp_path):
     assert ("score", 3.6e6, 4.0e6) in lanes["w0", "state"]
 
 
+def test_the_lane_that_matters_most_is_a_processs_main_one(tmp_path):
+    events = json.loads(write_timeline(tmp_path, learner_bound()).read_text())["traceEvents"]
+    lanes = [each for each in events if each["name"] == "thread_name"]
+    assert len({each["tid"] for each in lanes}) == len(lanes)
+    mains = [each["args"]["name"] for each in lanes if each["tid"] == each["pid"]]
+    assert mains == ["train loop", "state", "state", "state"]
+
+
 def test_times_are_from_the_start_of_the_session(tmp_path):
     whole = learner_bound()
     later = Recording(facts=whole.facts, tracks=whole.tracks, started_ns=-2 * 10**9, unix_ns=whole.unix_ns)
