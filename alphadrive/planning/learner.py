@@ -16,7 +16,7 @@ from alphadrive.planning.pool import SimulatedPool
 from alphadrive.planning.workload import SimulatedGroup
 
 Done = Callable[[], None]
-EXPECT_DELAY_S = 0.02
+EXPECT_DELAY_S, EXPECT_RANK_S, LONGEST_EXPECT_DELAY_S = 0.02, 0.004, 1.0
 """As `cluster.learner_group`."""
 
 
@@ -51,7 +51,8 @@ class SimulatedLearner:
     def expect(self, group: SimulatedGroup) -> None:
         """Tell the rank that will be dealt a group, a moment later."""
         if not self._expecting:
-            self._clock.after(EXPECT_DELAY_S, self._tell_expected)
+            delay_s = max(EXPECT_DELAY_S, self._setup.num_ranks * EXPECT_RANK_S)
+            self._clock.after(min(delay_s, LONGEST_EXPECT_DELAY_S), self._tell_expected)
         self._expecting.add(group.ticket % self._setup.num_ranks)
 
     def _tell_expected(self) -> None:
