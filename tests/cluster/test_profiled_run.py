@@ -2,13 +2,13 @@
 timeline, its verdict, its figures at Ray's metrics endpoint, torch's trace of a step."""
 
 import gzip
+import http.client
 import json
 import os
 import re
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -72,17 +72,30 @@ def profiled_run(tmp_path_factory):
 
 def served_by(pid):
     """What the metrics endpoint of a run's private Ray says of ours: value by name and tags."""
-    try:
-        lines = [" ".join(child.cmdline()) for child in psutil.Process(pid).children(recursive=True)]
-        port = next(found[1] for line in lines if (found := re.search(r"--metrics-export-port=(\d+)", line)))
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-            text = answer.read().decode()
-    except (StopIteration, psutil.Error, OSError, urllib.error.URLError):
-        return {}
+    text = "".join(answer_of(port) for port in agent_ports(pid))
     return {
         name: float(value)
         for name, value in re.findall(r"^(ray_alphadrive_\S+) (\S+)$", text, flags=re.MULTILINE)
     }
+
+
+def agent_ports(pid):
+    """Where the agent of a run's Ray node listens: its metrics, and what does not speak HTTP."""
+    try:
+        below = psutil.Process(pid).children(recursive=True)
+        agents = [process for process in below if "DashboardAgent" in "".join(process.cmdline())]
+        found = [each for agent in agents for each in agent.net_connections("tcp")]
+    except psutil.Error:
+        return []
+    return [each.laddr.port for each in found if each.status == psutil.CONN_LISTEN]
+
+
+def answer_of(port):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            return answer.read().decode()
+    except (OSError, http.client.HTTPException):
+        return ""
 
 
 def test_the_timeline_has_every_lane_and_its_spans_are_apart_or_nested(profiled_run):
