@@ -191,6 +191,12 @@ def checkpoint_bytes(config: Config, num_parameters: int, num_adapter: int = 0) 
     return value_bytes * (num_parameters + num_adapter) + (value_bytes + 12) * trained
 
 
+def most_checkpoints(config: Config) -> int:
+    """Checkpoints that a run may have on the disk at once: those it keeps, and one being written."""
+    keep_best = config.checkpoint.keep_best if config.data.eval and config.eval.every_steps else 0
+    return config.checkpoint.keep_last + keep_best + 1
+
+
 def check_disk(
     config: Config, num_parameters: int, free_bytes: int | None = None, num_adapter: int = 0
 ) -> int:
@@ -200,12 +206,11 @@ def check_disk(
     Old checkpoints are removed only once a newer one is complete, so one more than are kept must fit.
     Never less than two checkpoints. Raises ResourceError when that does not fit.
     """
-    keep_last, keep_best = config.checkpoint.keep_last, config.checkpoint.keep_best
-    if config.data.eval is None or not config.eval.every_steps:
-        keep_best = 0
+    keep_last, most = config.checkpoint.keep_last, most_checkpoints(config)
+    keep_best = most - keep_last - 1
     run = Path(config.run.root) / config.run.name
     num_present = len(list((run / "checkpoints").glob("step_*")))
-    count = max(2, keep_last + keep_best + 1 - num_present)
+    count = max(2, most - num_present)
     each = checkpoint_bytes(config, num_parameters, num_adapter)
     folder = _existing_parent(run)
     free = shutil.disk_usage(folder).free if free_bytes is None else free_bytes

@@ -69,6 +69,9 @@ def add_eval_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
         action="store_true",
         help="ask for a trajectory too, of a model trained with data.trajectory=true",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, show what it needs, start nothing"
+    )
     add_engine_arguments(parser)
     parser.set_defaults(run=functools.partial(run_eval, parser))
 
@@ -113,10 +116,11 @@ def _eval_predictions(args: argparse.Namespace, data: Path) -> int:
 
 def _eval_model(args: argparse.Namespace, model: str, data: Path) -> int:
     from alphadrive.data.parquet import DrivingDataset
-    from alphadrive.engine_evaluation import EvalOptions, ask_model
+    from alphadrive.engine_evaluation import EvalOptions, ask_model, check_ablated_lengths
     from alphadrive.eval_figures import compared, figures_of, judged
     from alphadrive.eval_report import EvalReport
     from alphadrive.eval_table import answer_progress
+    from alphadrive.plan_command import dry_answers
     from alphadrive.preflight import check_run
 
     options = EvalOptions(
@@ -127,8 +131,14 @@ def _eval_model(args: argparse.Namespace, model: str, data: Path) -> int:
         sample_rows=args.sample_rows,
         ablations=parse_ablations(args.ablate),
     )
+    config = options.engine.as_config(data, options.num_rows)
+    if args.dry_run:
+        checked = check_run(config, "eval")
+        dataset = DrivingDataset(data, options.num_rows)
+        check_ablated_lengths(options, checked.model_folder, dataset)
+        return dry_answers(config, checked, _num_answers(options, len(dataset)))
     _prepare(args.out)
-    check_run(options.engine.as_config(data, options.num_rows), "eval")
+    check_run(config, "eval")
     num_rows = len(DrivingDataset(data, options.num_rows))
     with answer_progress(_num_answers(options, num_rows)) as on_answer:
         found = asyncio.run(ask_model(options, on_answer))

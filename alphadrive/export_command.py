@@ -39,6 +39,9 @@ def add_export_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
         "--dtype", choices=sorted(_DTYPE_BYTES), default="bfloat16", help="of the weights (default: bfloat16)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a model folder at DIR")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what it would hold, write nothing"
+    )
     parser.set_defaults(run=run_export)
 
 
@@ -54,6 +57,13 @@ def run_export(args: argparse.Namespace) -> int:
     parameters = num_parameters(checkpoint.model_path)
     num_bytes = parameters * _DTYPE_BYTES[args.dtype]
     check_room(out, num_bytes + _OTHER_FILES_BYTES)
+    words = (
+        f"{args.out}: the policy of {args.run_folder}, step {checkpoint.step}: {parameters:,} parameters, "
+        f"{args.dtype}, {gib(num_bytes)}"
+    )
+    if args.dry_run:
+        print(f"{words} (not written)")
+        return 0
 
     from learner.export import convert_model_folder
 
@@ -69,10 +79,7 @@ def run_export(args: argparse.Namespace) -> int:
         raise RunFolderError(f"{out}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    print(
-        f"{args.out}: the policy of {args.run_folder}, step {checkpoint.step}: {parameters:,} parameters, "
-        f"{args.dtype}, {gib(num_bytes)}"
-    )
+    print(words)
     return 0
 
 

@@ -14,9 +14,9 @@ from alphadrive.errors import ModelError
 from alphadrive.resources import shipped
 
 TINY = "tiny"
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
-"""Model types that AutoModelForImageTextToText maps and whose images `alphadrive.processing` prepares;
-named here because asking transformers imports torch."""
+FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+"""Model types that the learner trains. Qwen3-VL feeds image features into several layers of its language
+model, which `learner.policy` does not."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]

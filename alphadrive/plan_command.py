@@ -15,6 +15,7 @@ from alphadrive.planning.command import add_calibration_options, is_prediction, 
 
 if TYPE_CHECKING:
     from alphadrive.config import Config
+    from alphadrive.preflight import RunCheck
     from alphadrive.sizing.plan import Plan
 
 _EPILOG = "example: alphadrive plan qwen2vl_2b_8gpu learner.zero_stage=1 --gpu H200 --rows 110000"
@@ -38,14 +39,20 @@ def add_plan_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument("--stage", choices=("grpo", "sft"), default="grpo", help="default: grpo")
     parser.add_argument("--gpu", choices=tuple(GPUS), default=DEFAULT_GPU, help=f"default: {DEFAULT_GPU}")
     parser.add_argument(
-        "--rows", type=int, metavar="N", help="rows of an epoch (default: those of data.train)"
+        "--rows", type=_count, metavar="N", help="rows of an epoch (default: those of data.train)"
     )
     parser.add_argument(
-        "--answer-tokens", type=int, metavar="N", help="tokens of a typical answer (default: 80)"
+        "--answer-tokens", type=_count, metavar="N", help="tokens of a typical answer (default: 80)"
     )
     parser.add_argument("--json", action="store_true", help="for machines; keys are in docs/planning.md")
     add_calibration_options(parser)
     parser.set_defaults(run=run_plan)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
 
 
 def run_plan(args: argparse.Namespace) -> int:
@@ -80,6 +87,30 @@ def dry_run(config: "Config", stage: Literal["grpo", "sft", "debug"]) -> int:
     text_tokens = train.longest_prompt - train.longest_prompt_image
     plan = make_plan(config, stage, GPUS[DEFAULT_GPU], rows=train.num_rows, text_tokens=text_tokens)
     return _shown(plan)
+
+
+def dry_answers(config: "Config", checked: "RunCheck", num_answers: int) -> int:
+    """Show what the engine of `alphadrive eval` needs, behind its checks; nothing is started.
+
+    Returns 1 when it would not fit. Raises ModelError.
+    """
+    from alphadrive.sizing.architecture import architecture_of
+    from alphadrive.sizing.gpus import DEFAULT_GPU, GPUS
+    from alphadrive.sizing.memory import devices_of
+    from alphadrive.sizing.text import answers_text
+    from alphadrive.sizing.workload import workload_of
+
+    assert checked.eval is not None
+    # As many answers at once as the engine draws, each to a prompt of its own.
+    config.grpo.group_size, config.grpo.groups_per_step = 1, config.rollout.max_num_seqs
+    architecture = architecture_of(config.model)
+    text_tokens = checked.eval.longest_prompt - checked.eval.longest_prompt_image
+    workload = workload_of(config, architecture, checked.eval.num_rows, text_tokens)
+    devices = devices_of(config, "eval", architecture, workload, GPUS[DEFAULT_GPU])
+    who = f"eval of {config.model.path} on {config.data.eval}"
+    longest = checked.eval.longest_prompt
+    print(answers_text(who, checked.eval.num_rows, num_answers, longest, list(devices)) + "\n")
+    return 0 if all(device.fits for device in devices) else 1
 
 
 def dry_demo() -> int:

@@ -39,7 +39,7 @@ def ray_session(num_gpus: float, tree: ProcessTree) -> Iterator[None]:
                 if address is None:
                     _start_local(num_gpus, tree)
                 else:
-                    choose_authentication()
+                    choose_authentication(address)
                     _init(address=address)
             yield
         finally:

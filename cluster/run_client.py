@@ -200,7 +200,7 @@ def _probe(place: RunPlace, address: str) -> None:
 @contextmanager
 def _joined(address: str, auth_mode: str | None) -> Iterator[None]:
     """Be a driver of the cluster at `address`. Raises ClusterError."""
-    choose_authentication(auth_mode)
+    choose_authentication(address, auth_mode)
     try:
         with reaching(address):
             ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)

@@ -59,8 +59,17 @@ def kept_bytes(
     kept = pack.tokens * (text.layers * text_layer + ends)
     if trains_vision:
         merger = vision.patch_values + vision.width + 3 * vision.merged_width // vision.merge**2
-        kept += pack.patches * (vision.layers * vision_layer + merger * value)
+        norms_and_angles = FLOAT32 * (vision.width * vision.is_gated + 2 * vision.width // vision.heads)
+        kept += pack.patches * (vision.layers * vision_layer + merger * value + norms_and_angles)
     return kept
+
+
+def embedding_gradient_bytes(architecture: Architecture, value: int) -> int:
+    """Held beside accumulated gradients: those of the token embedding and the output head, by far the largest
+    of single weights. Where both are one weight, the head's waits through the whole backward pass for the
+    embedding's."""
+    text = architecture.text
+    return (2 if architecture.is_head_tied else 1) * text.vocabulary * text.width * value
 
 
 def working_bytes(

@@ -172,7 +172,9 @@ def _learner_levers(plan: Plan) -> list[Lever]:
         _lever(config, "learner.lora_rank", [] if learner.lora_rank else [16], 8),
     ]
     if learner.gpus_per_rank:
-        levers.append(_lever(config, "learner.num_ranks", [ranks * 2, ranks * 4, ranks * 8], 4))
+        # Two ranks must not come to share a GPU.
+        more = [ranks * 2, ranks * 4, ranks * 8] if learner.gpus_per_rank > 0.5 else []
+        levers.append(_lever(config, "learner.num_ranks", more, 4))
         offload = [] if learner.offload_optimizer or not learner.zero_stage else [True]
         levers.append(_lever(config, "learner.offload_optimizer", offload, 5))
     else:
@@ -189,10 +191,9 @@ def _engine_levers(plan: Plan) -> list[Lever]:
         others = sorted((each for each in shares if abs(each - now) > 0.01), key=lambda each: abs(each - now))
         levers.append(_lever(config, "rollout.gpu_memory_utilization", others, 0.3, first=0.5))
     else:
-        workers = list(range(rollout.num_workers - 1, 0, -1))
-        if rollout.autoscale.max:
-            levers.append(_lever(config, "rollout.autoscale.max", workers, 1))
-        else:
-            levers.append(_lever(config, "rollout.num_workers", workers[:16], 1))
+        key = "rollout.autoscale.max" if rollout.autoscale.max else "rollout.num_workers"
+        workers = get_key(config, key)
+        fewer = list(range(workers - 1, 0, -max(1, workers // 16)))
+        levers.append(_lever(config, key, fewer, min(1.0, 8 / workers)))
         levers.append(_lever(config, "rollout.kv_cache_bytes", _halved(rollout.kv_cache_bytes, 16 << 20), 2))
     return levers

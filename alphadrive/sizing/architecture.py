@@ -11,11 +11,10 @@ from typing import Any
 from alphadrive.config import LearnerConfig, ModelConfig
 from alphadrive.errors import ModelError
 from alphadrive.lora_targets import Shape, choose_targets
-from alphadrive.model_folder import TINY, read_json
+from alphadrive.model_folder import FAMILIES, TINY, read_json
 from alphadrive.model_source import model_folder_of
 from alphadrive.sizing.published import PUBLISHED
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 _TEXT = "model.language_model."
 _VISION = "model.visual."
 
@@ -162,20 +161,32 @@ def _vision_layer(vision: VisionSizes) -> Iterator[tuple[str, Shape]]:
 
 def architecture_of(model: ModelConfig) -> Architecture:
     """The sizes of the model that a configuration names: a model folder, a run, `tiny`, or the hub id of one
-    whose sizes are known here. Nothing is downloaded. Raises ModelError.
+    that was downloaded or whose sizes are known here. Nothing is downloaded. Raises ModelError.
     """
     path = model.path
     if path != TINY and not Path(path).is_dir():
         if path in PUBLISHED:
             return architecture_from(PUBLISHED[path], path)
+        if cached := _downloaded_config(model):
+            return architecture_from(read_json(cached.parent, cached.name), path)
         raise ModelError(
-            f"model.path={path!r}: no such folder, and its sizes are not known here; give a model folder "
-            f"(its config.json is enough), 'tiny', or one of {', '.join(PUBLISHED)}"
+            f"model.path={path!r}: no such folder, not downloaded, and its sizes are not known here; give a "
+            f"model folder (its config.json is enough), 'tiny', or one of {', '.join(PUBLISHED)}"
         )
     folder = Path(path)
     if not (folder / "config.json").is_file():
         folder = model_folder_of(path)
     return architecture_from(read_json(folder, "config.json"), str(folder / "config.json"))
+
+
+def _downloaded_config(model: ModelConfig) -> Path | None:
+    """The config.json of a hub id in the hub's cache."""
+    if model.path.count("/") != 1 or model.revision is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def architecture_from(config: Mapping[str, Any], where: str) -> Architecture:

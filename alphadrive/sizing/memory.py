@@ -11,7 +11,13 @@ from dataclasses import dataclass
 
 from alphadrive.capacity import GIB, Part, learner_states, memory_limit_bytes, memory_parts, value_bytes_of
 from alphadrive.config import Config
-from alphadrive.sizing.activations import Pack, kept_bytes, vision_layer_bytes, working_bytes
+from alphadrive.sizing.activations import (
+    Pack,
+    embedding_gradient_bytes,
+    kept_bytes,
+    vision_layer_bytes,
+    working_bytes,
+)
 from alphadrive.sizing.architecture import Architecture
 from alphadrive.sizing.gpus import Gpu
 from alphadrive.sizing.workload import Workload, batch_of
@@ -31,8 +37,8 @@ GRAPH_BYTES = GIB
 ASSUMPTIONS = (
     "a microbatch is as full as it can be: short answers, so that it holds as many images as possible, "
     "each of model.max_pixels",
-    f"beside what the backward pass needs, one layer's worth of gradients; {FRAGMENTATION:.0%} of both is "
-    "lost to fragmentation",
+    "beside what the backward pass needs: gradients of one layer's activations, logits, and the gradient of "
+    f"the embedding; {FRAGMENTATION:.0%} of it all is lost to fragmentation",
     f"{CONTEXT_BYTES / GIB:.1f} GiB a process for the CUDA context and NCCL",
     f"an engine: the largest image's vision pass, {GRAPH_BYTES / GIB:.0f} GiB for CUDA graphs, KV cache for "
     "the training groups it may draw at once, prompts shared",
@@ -132,6 +138,8 @@ def learner_parts(
     pack = fullest_pack(config, stage, workload)
     kept = kept_bytes(architecture, pack, value, **shape)
     working = working_bytes(architecture, pack, value, **shape)
+    if not adapter:
+        working += embedding_gradient_bytes(architecture, value)
     buffers = BUCKET_NUMBERS * value if zero else 0
     if zero == 3:
         buffers += min(architecture.parameters, LIVE_NUMBERS) * value
@@ -147,7 +155,7 @@ def learner_parts(
         _part("reference model", states.reference),
         _part("DeepSpeed's buffers", buffers),
         _part(f"activations of {pack.tokens:,} tokens, {pack.patches // workload.patches} images", kept),
-        _part("largest layer at work, logits", working),
+        _part("at work: a layer, logits, embedding's gradient", working),
         _part("optimizer step beyond that", max(0, step - kept - working - margin)),
         _part("CUDA context, NCCL", CONTEXT_BYTES),
         _part("fragmentation", margin),
@@ -195,17 +203,23 @@ def _host(
         architecture.adapter_parameters(config.learner),
         _frozen_parameters(config, architecture),
     )
-    if not config.learner.gpus_per_rank:
-        value, pack = value_bytes_of(config), fullest_pack(config, stage, workload)
+    value, ranks = value_bytes_of(config), 1 if stage == "debug" else config.learner.num_ranks
+    if stage != "eval" and config.learner.gpus_per_rank:
+        # Every rank loads the model before it goes to its GPU; later the first one collects it to be sent.
+        copies = max(ranks, 2)
+        weights = architecture.parameters * value
+        parts.append(_part("model: loading, weight sync, checkpoints", weights, copies))
+    elif stage != "eval":
+        pack = fullest_pack(config, stage, workload)
         shape = {
             "is_checkpointed": config.learner.activation_checkpointing,
             "trains_vision": architecture.trains_vision(config.learner),
         }
-        kept = kept_bytes(architecture, pack, value, **shape) + working_bytes(
-            architecture, pack, value, **shape
-        )
-        ranks = 1 if stage == "debug" else config.learner.num_ranks
-        parts.append(_part(f"activations of {pack.tokens:,} tokens", kept, ranks))
+        held = kept_bytes(architecture, pack, value, **shape)
+        held += working_bytes(architecture, pack, value, **shape)
+        if not config.learner.lora_rank:
+            held += embedding_gradient_bytes(architecture, value)
+        parts.append(_part(f"activations of {pack.tokens:,} tokens", held, ranks))
     return Device(
         label="host memory, all nodes together" if has_gpus else "this machine's memory",
         count=1,

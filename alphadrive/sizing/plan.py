@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from alphadrive.capacity import gib
 from alphadrive.config import Config
 from alphadrive.data.parquet import DrivingDataset
 from alphadrive.sizing.architecture import Architecture, architecture_of
-from alphadrive.sizing.gpus import Gpu
+from alphadrive.sizing.gpus import GPUS, Gpu
 from alphadrive.sizing.memory import ASSUMPTIONS as MEMORY_ASSUMPTIONS
 from alphadrive.sizing.memory import Device, devices_of
 from alphadrive.sizing.throughput import ASSUMPTIONS as TIME_ASSUMPTIONS
@@ -75,8 +76,10 @@ class Plan:
     @property
     def assumptions(self) -> list[str]:
         """What the numbers rest on."""
+        size = gib(self.gpu.memory_bytes)
+        gpus = f"every GPU is an {self.gpu.name} with {size}; `alphadrive plan --gpu` takes {', '.join(GPUS)}"
         return [
-            *(MEMORY_ASSUMPTIONS if self.num_gpus else ()),
+            *((gpus, *MEMORY_ASSUMPTIONS) if self.num_gpus else ()),
             *(TIME_ASSUMPTIONS if self.throughput else ()),
         ]
 

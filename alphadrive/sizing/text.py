@@ -1,6 +1,6 @@
 """A plan in words, for a terminal."""
 
-from alphadrive.capacity import gib
+from alphadrive.capacity import checkpoint_bytes, gib, most_checkpoints
 from alphadrive.sizing.advice import Advice
 from alphadrive.sizing.memory import Device
 from alphadrive.sizing.plan import Plan
@@ -16,6 +16,19 @@ def plan_text(plan: Plan, advice: list[Advice]) -> str:
     return "\n".join(lines)
 
 
+def answers_text(
+    who: str, num_rows: int, num_answers: int, longest_prompt: int, devices: list[Device]
+) -> str:
+    """What an engine needs that only answers."""
+    head = [
+        f"{who}: {num_rows:,} rows, {num_answers:,} answers; the longest prompt has {longest_prompt} tokens"
+    ]
+    lines = [line for block in (head, *map(_device, devices)) for line in (*block, "")]
+    fits = all(device.fits for device in devices)
+    remedy = "fewer answers at once (--max-num-seqs), a smaller model, or a larger GPU"
+    return "\n".join([*lines, "It fits." if fits else f"It does NOT fit: use {remedy}."])
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: `0.42 s`, `35 min`, `7.2 h`, `3.1 days`."""
     for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
@@ -29,7 +42,8 @@ def _head(plan: Plan) -> list[str]:
     adapter = model.adapter_parameters(plan.config.learner)
     trained = f", {adapter:,} of LoRA are trained" if adapter else ""
     where = f"{plan.num_gpus:g} {plan.gpu.name}" if plan.num_gpus else "CPU"
-    rows = "an epoch of unknown length (--rows N)" if work.rows is None else f"{work.rows:,} rows"
+    rows = "not here, an epoch of unknown length (--rows N)" if work.rows is None else f"{work.rows:,} rows"
+    disk = checkpoint_bytes(plan.config, model.parameters, adapter)
     return [
         f"{plan.config.run.name}: {plan.stage} on {where}",
         f"  model      {plan.config.model.path}: {model.parameters:,} parameters "
@@ -37,6 +51,7 @@ def _head(plan: Plan) -> list[str]:
         f"  data       {plan.config.data.train}: {rows}",
         f"  prompt     {work.text_tokens} text + {work.vision_tokens} vision tokens; answers of "
         f"{work.answer_tokens}, at most {plan.config.grpo.max_new_tokens}",
+        f"  checkpoint {gib(disk)} on disk, up to {most_checkpoints(plan.config)} at once",
     ]
 
 
@@ -85,17 +100,24 @@ def _time(plan: Plan) -> list[str]:
     time = plan.throughput
     if time is None:
         return ["Time", "  no estimate without GPUs: run a few steps and look at perf/throughput"]
-    drawn = f"rollouts {duration(time.rollout_s)}, " if time.rollout_s else ""
+    shares = f"training {duration(time.train_s)}, optimizer {duration(time.optimizer_s)}"
+    if plan.stage != "sft":
+        shares = f"rollouts {duration(time.rollout_s)}, {shares}, weight sync {duration(time.sync_s)}"
+        shares += f"; it waits for the {time.bound}"
     lines = [
         f"Time on {plan.gpu.name}",
-        f"  a step     {duration(time.step_s)}: {drawn}training {duration(time.train_s)}, optimizer "
-        f"{duration(time.optimizer_s)}, weight sync {duration(time.sync_s)}; it waits for the {time.bound}",
-        f"  speed      {time.samples_per_s:.3g} samples/s",
+        f"  a step     {duration(time.step_s)}: {shares}",
+        f"  speed      {_rate(time.samples_per_s)}",
         f"  the run    {duration(time.run_s)} for {plan.batch.steps:,} steps",
     ]
     if time.epoch_s is not None:
         lines.append(f"  an epoch   {duration(time.epoch_s)}")
     return lines
+
+
+def _rate(samples_per_s: float) -> str:
+    digits = f"{samples_per_s:,.0f}" if samples_per_s >= 100 else f"{samples_per_s:.3g}"
+    return f"{digits} samples/s"
 
 
 def _verdict(plan: Plan, advice: list[Advice]) -> list[str]:
@@ -108,9 +130,15 @@ def _verdict(plan: Plan, advice: list[Advice]) -> list[str]:
     ]
     lines = ["It does NOT fit:", *(f"  - {words}" for words in (*plan.problems, *tight))]
     if not advice:
-        return [*lines, "No setting near this one fits: use a smaller model, more or larger GPUs, or LoRA."]
+        remedy = "more or larger GPUs, or LoRA" if plan.num_gpus else "more memory, or GPUs"
+        return [*lines, f"No setting near this one fits: use a smaller model, {remedy}."]
     lines.append("Nearest settings that would:")
-    for each in advice:
-        speed = f"   ({each.plan.throughput.samples_per_s:.3g} samples/s)" if each.plan.throughput else ""
-        lines.append(f"  {' '.join(each.overrides)}{speed}")
-    return lines
+    return [*lines, *(f"  {' '.join(each.overrides)}{_effect(plan, each.plan)}" for each in advice)]
+
+
+def _effect(plan: Plan, changed: Plan) -> str:
+    """Speed, and GPUs where there are more of them, in brackets."""
+    if changed.throughput is None:
+        return ""
+    gpus = f"{changed.num_gpus:g} GPUs, " if changed.num_gpus != plan.num_gpus else ""
+    return f"   ({gpus}{_rate(changed.throughput.samples_per_s)})"

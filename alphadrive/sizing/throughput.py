@@ -19,15 +19,19 @@ PREFILL_UTILISATION = 0.40
 DECODE_UTILISATION = 0.50
 LINK_UTILISATION = 0.50
 SYNC_BYTES_PER_S = 10 * GB
+DIGEST_BYTES_PER_S = 8 * GB
 GPUS_PER_NODE = 8
 NODE_LINK_BYTES_PER_S = 50 * GB
+HOST_BYTES_PER_S = 25 * GB
+"""Memory of the host, as one rank's optimizer on the CPU gets it, and its way to the GPU."""
 
 ASSUMPTIONS = (
     f"utilisation of the GPU's arithmetic: {TRAIN_UTILISATION:.0%} in training, {PREFILL_UTILISATION:.0%} in "
     f"prefill; {DECODE_UTILISATION:.0%} of its memory's speed in decoding; {LINK_UTILISATION:.0%} of its "
     "links'; not measured",
     f"{GPUS_PER_NODE} GPUs a node, {NODE_LINK_BYTES_PER_S / GB:.0f} GB/s a GPU between nodes",
-    f"weights reach the engines at {SYNC_BYTES_PER_S / GB:.0f} GB/s, the speed of a copy in host memory",
+    f"weights move at {SYNC_BYTES_PER_S / GB:.0f} GB/s, their SHA-256 takes {DIGEST_BYTES_PER_S / GB:.0f} "
+    "GB/s; sent by file, both twice, one after the other",
     "reading images, rewards and checkpoints hide behind the rest",
 )
 
@@ -63,7 +67,11 @@ def throughput_of(
     train_s = batch.groups * each_flops / ranks / (gpu.flops * TRAIN_UTILISATION)
     optimizer_s = batch.optimizer_steps * _optimizer_s(config, architecture, gpu, ranks)
     weights = architecture.parameters * value_bytes_of(config)
-    sync_s = weights / SYNC_BYTES_PER_S / config.grpo.sync_every if needs_engines else 0.0
+    sync_s = weights * (1 / SYNC_BYTES_PER_S + 1 / DIGEST_BYTES_PER_S) / config.grpo.sync_every
+    if not needs_engines:
+        sync_s = 0.0
+    elif config.rollout.weight_transfer == "file":
+        sync_s *= 2
     learner_s = train_s + optimizer_s + sync_s
     is_shared = config.learner.gpus_per_rank + config.rollout.gpus_per_worker <= 1
     if needs_engines and config.grpo.max_policy_lag and not is_shared:
@@ -136,6 +144,8 @@ def _optimizer_s(config: Config, architecture: Architecture, gpu: Gpu, ranks: in
     trained = architecture.adapter_parameters(learner) or architecture.parameters
     shard = ranks if learner.zero_stage else 1
     memory_s = trained * 28 / shard / gpu.bytes_per_s
+    if learner.offload_optimizer:
+        memory_s = trained * (28 + 2 * value) / shard / HOST_BYTES_PER_S
     exchanged = 2 * trained * value * (ranks - 1) / ranks
     link = gpu.link_bytes_per_s
     if ranks > GPUS_PER_NODE:

@@ -47,7 +47,12 @@ class ApiKey:
         return self._value is not None
 
     def __repr__(self) -> str:
-        return f"ApiKey({self.variable}, {'set' if self else 'not set'})"
+        return f"ApiKey({self.variable}, {self.state})"
+
+    @property
+    def state(self) -> str:
+        """`set` or `not set`."""
+        return "set" if self else "not set"
 
     def for_header(self) -> str:
         """The key itself, for the client alone; a word in its place where there is none."""

@@ -72,13 +72,18 @@ def add_distill_parser(subparsers: "argparse._SubParsersAction[argparse.Argument
         metavar="S",
         help="deadline of one request in seconds (default: %(default)g)",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, count what would be asked, ask nothing",
+    )
     parser.set_defaults(run=run_distill)
 
 
 def run_distill(args: argparse.Namespace) -> int:
     """Run `alphadrive distill` from parsed arguments."""
     from alphadrive.teacher.api_key import ApiKey
-    from alphadrive.teacher.distill import distill
+    from alphadrive.teacher.distill import distill, rows_to_ask
 
     settings = DistillSettings(
         data=args.data,
@@ -93,7 +98,18 @@ def run_distill(args: argparse.Namespace) -> int:
         replace=args.replace,
         check_visible=args.check_visible,
     )
-    _print_summary(args.out, distill(settings, ApiKey.from_environment(args.api_key_env)))
+    key = ApiKey.from_environment(args.api_key_env)
+    if args.dry_run:
+        dataset, rows = rows_to_ask(settings)
+        print(f"{args.out}: {args.model} at {args.base_url} would explain {len(rows)} of {len(dataset)} rows")
+        passes = " and as many about what is visible" if args.check_visible else ""
+        print(f"  {len(rows):,} requests when every answer passes, {MAX_ASKS * len(rows):,} at most{passes};")
+        print(
+            f"  {args.max_answer_tokens} tokens an answer at most; answers kept there are not asked for again"
+        )
+        print(f"  {key.variable} is {key.state}")
+        return 0
+    _print_summary(args.out, distill(settings, key))
     return 0
 
 

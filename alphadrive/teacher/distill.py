@@ -34,13 +34,7 @@ def distill(settings: DistillSettings, key: ApiKey) -> dict[str, Any]:
     writes `out`, TeacherError when the endpoint fails or fewer than half of its rows pass,
     KeyboardInterrupt after Ctrl-C. Every answer that arrived is kept by then; the same call goes on.
     """
-    dataset = _valid_dataset(settings)
-    rows = [row for row in range(len(dataset)) if settings.replace or dataset.query(row).reasoning is None]
-    if not rows:
-        raise DataError(
-            f"{settings.data}: every row has a reasoning already, so there is nothing to ask; "
-            "--replace asks for new ones"
-        )
+    dataset, rows = rows_to_ask(settings)
     with DistillFolder(settings) as folder:
         outcome = Outcome(num_to_ask=len(rows))
         with DistillProgress(outcome) as progress:
@@ -53,6 +47,19 @@ def distill(settings: DistillSettings, key: ApiKey) -> dict[str, Any]:
             except asyncio.CancelledError:
                 raise KeyboardInterrupt from None
         return _finish(folder, dataset, outcome, *run)
+
+
+def rows_to_ask(settings: DistillSettings) -> tuple[DrivingDataset, list[int]]:
+    """The dataset, checked, and the rows of it to explain. Raises DataError for a bad dataset or one with
+    nothing to ask."""
+    dataset = _valid_dataset(settings)
+    rows = [row for row in range(len(dataset)) if settings.replace or dataset.query(row).reasoning is None]
+    if not rows:
+        raise DataError(
+            f"{settings.data}: every row has a reasoning already, so there is nothing to ask; "
+            "--replace asks for new ones"
+        )
+    return dataset, rows
 
 
 def _valid_dataset(settings: DistillSettings) -> DrivingDataset:

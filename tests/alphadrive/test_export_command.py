@@ -51,6 +51,13 @@ def test_the_newest_policy_loads_elsewhere_as_bfloat16(run_folder: Path, tmp_pat
     assert [path.name for path in out.parent.iterdir()] == ["planner"]
 
 
+def test_a_dry_run_says_what_would_be_written(run_folder: Path, tmp_path: Path, capsys) -> None:
+    assert export(run_folder, tmp_path / "out", "--dry-run") == 0
+    assert "step 10: 1,061,536 parameters, bfloat16, 2 MiB (not written)" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert export(run_folder, tmp_path / "out", "--dry-run", "--step", "7") == 2
+
+
 def test_another_step_and_dtype_can_be_asked_for(run_folder: Path, tmp_path: Path) -> None:
     assert export(run_folder, tmp_path / "out", "--step", "5", "--dtype", "float32") == 0
     exported = load_file(tmp_path / "out" / "model.safetensors")

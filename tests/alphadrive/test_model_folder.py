@@ -75,6 +75,10 @@ def test_tiny_is_the_shipped_model() -> None:
             lambda f: change(f / "config.json", model_type="qwen2"),
             r"model_type='qwen2' is no vision-language",
         ),
+        (
+            lambda f: change(f / "config.json", model_type="qwen3_vl"),
+            r"model_type='qwen3_vl' .* expected one of qwen2_vl, qwen2_5_vl",
+        ),
         (lambda f: (f / "config.json").write_text('{"model_type": "qwen2_vl"}'), r"with a vision_config"),
         (
             lambda f: change(f / "config.json", auto_map={"AutoModel": "x.Y"}),

@@ -33,15 +33,15 @@ def test_a_plan_needs_neither_model_nor_data(
     assert cli.run(["plan", "qwen2vl_2b_8gpu", "--rows", "110000", "--gpu", "H200"]) == 0
     shown = capsys.readouterr().out
     assert "qwen2vl-2b: grpo on 8 H200" in shown and "2,208,985,600 parameters" in shown
-    assert "110,000 rows" in shown and "2,292 an epoch" in shown and "It fits." in shown
+    assert "110,000 rows" in shown and "1,146 an epoch" in shown and "It fits." in shown
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_does_not_fit_ends_with_1_and_says_what_would(capsys: pytest.CaptureFixture[str]) -> None:
-    override = "learner.max_tokens_per_microbatch=16384"
+    override = "learner.max_tokens_per_microbatch=8192"
     assert cli.run(["plan", "qwen2vl_2b_8gpu", override]) == 1
     shown = capsys.readouterr().out
-    assert "It does NOT fit" in shown and "\n  learner.max_tokens_per_microbatch=8192" in shown
+    assert "It does NOT fit" in shown and "\n  learner.max_tokens_per_microbatch=6144   (" in shown
 
 
 def test_json_is_all_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,6 +62,7 @@ def test_the_rows_are_those_of_the_data_where_it_is(
     [
         (["no-such-config"], "no configuration 'no-such-config'"),
         (["debug", "model.path=nowhere"], "model.path='nowhere': no such folder"),
+        (["debug", "model.path=some/model", f"model.revision={'0' * 40}"], "no such folder, not downloaded"),
         (["debug", "learner.lora_rank=4", "learner.lora_targets=q"], "matches none of the model's"),
     ],
 )
@@ -70,6 +71,13 @@ def test_what_cannot_be_planned_is_wrong_input(
 ) -> None:
     assert cli.run(["plan", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--rows", "--answer-tokens"])
+def test_counts_are_whole_numbers_above_zero(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.run(["plan", "debug", option, "0"])
+    assert "'0': expected a whole number of at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["sft", "grpo", "debug"])
@@ -98,6 +106,30 @@ def test_a_dry_run_refuses_what_a_run_would(data: list[str], capsys: pytest.Capt
     reward = "rewards.weights={no_such_module:reward: 1.0}"
     assert cli.run(["grpo", "debug", "--dry-run", *data, reward]) == 2
     assert "no_such_module" in capsys.readouterr().err
+
+
+def test_a_dry_evaluation_counts_answers_and_memory(
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lengths = ["--max-pixels", "25088", "--max-model-len", "512", "--max-new-tokens", "64"]
+    asked = [
+        "eval",
+        "tiny",
+        str(tmp_path / "eval"),
+        "--dry-run",
+        "--out",
+        str(tmp_path / "figures"),
+        *lengths,
+    ]
+    assert cli.run([*asked, "--samples", "4", "--sample-rows", "2", "--ablate", "speed=none"]) == 0
+    shown = capsys.readouterr().out
+    assert "3 rows, 8 answers" in shown and "rollout.num_workers=1" in shown and "It fits." in shown
+    assert "activations" not in shown and not (tmp_path / "figures").exists()
+    # On a GPU, an H100 stands for it.
+    assert cli.run([*asked, "--device", "cuda"]) == 0
+    assert "KV cache of 32 sequences in 32 groups" in capsys.readouterr().out
+    assert cli.run([*asked, "--max-model-len", "200"]) == 2
+    assert "more than" in capsys.readouterr().err
 
 
 def test_a_dry_demo_plans_both_stages(

@@ -150,6 +150,23 @@ def optimizer_dtypes(learner: Any, _: None) -> list[str]:
     return sorted({str(each.dtype) for group in param_groups for each in group["params"]})
 
 
+def held_bytes(learner: Any, _: None) -> dict[str, int]:
+    """Bytes that this rank holds: weights, and what the optimizer has of its own (masters and moments)."""
+    engine = learner._trainer.engine
+    weights = [getattr(weight, "ds_tensor", weight) for weight in engine.module.parameters()]
+    theirs = {weight.untyped_storage().data_ptr() for weight in weights}
+    basic = engine._engine.basic_optimizer
+    masters = [each for group in basic.param_groups for each in group["params"]]
+    # ZeRO-3 lends its masters to the optimizer for the time of a step only.
+    masters += getattr(engine._engine.optimizer, "fp32_partitioned_groups_flat", [])
+    moments = [each for state in basic.state.values() for each in state.values() if each.numel() > 1]
+    own = [each for each in masters + moments if each.untyped_storage().data_ptr() not in theirs]
+    return {
+        "weights": sum(each.numel() * each.element_size() for each in weights),
+        "optimizer": sum(each.numel() * each.element_size() for each in own),
+    }
+
+
 def count_layer_forwards(learner: Any, _: None) -> list[int]:
     """Begin to count how often the first layers of language model and vision tower are computed."""
     base = learner._trainer.policy.model.base_model
@@ -202,6 +219,7 @@ MEASUREMENTS = {
     "gradient": write_gradient,
     "optimizer_dtypes": optimizer_dtypes,
     "count_layer_forwards": count_layer_forwards,
+    "held_bytes": held_bytes,
 }
 
 

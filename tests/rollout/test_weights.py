@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from alphadrive.errors import WeightSyncError
-from alphadrive.weights import WeightDigest, dtype_name, file_sha256
+from alphadrive.weights import CHUNK_BYTES, WeightDigest, dtype_name, file_sha256
 
 TENSORS = {
     "b.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -30,6 +30,20 @@ def test_the_digest_is_the_documented_sha256() -> None:
     digest.add("w", "F32", (1,), b"\0\0\x80\x3f")
     assert digest.hexdigest() == hashlib.sha256(b'["w", "F32", [1], 4]\n\0\0\x80\x3f').hexdigest()
     assert (digest.num_tensors, digest.num_bytes) == (1, 4)
+
+
+@pytest.mark.parametrize("more", [0, 1, 3 * CHUNK_BYTES + 5])
+def test_of_a_large_tensor_the_digests_of_its_chunks_are_digested(more: int) -> None:
+    data = np.arange(CHUNK_BYTES + more, dtype=np.uint8)
+    digest = WeightDigest()
+    digest.add("w", "U8", data.shape, data)
+    chunks = [data[start : start + CHUNK_BYTES].tobytes() for start in range(0, data.size, CHUNK_BYTES)]
+    body = b"".join(hashlib.sha256(chunk).digest() for chunk in chunks) if more else chunks[0]
+    header = f'["w", "U8", [{data.size}], {data.size}]\n'.encode()
+    assert digest.hexdigest() == hashlib.sha256(header + body).hexdigest()
+    last_changed = data.copy()
+    last_changed[-1] ^= 1
+    assert digest_of({"w": last_changed}) != digest_of({"w": data})
 
 
 def test_a_file_has_the_digest_of_its_tensors(tmp_path: Path) -> None:

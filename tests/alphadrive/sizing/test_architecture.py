@@ -88,5 +88,17 @@ def test_an_unknown_or_incomplete_model_is_refused(
 
 
 def test_a_hub_id_that_is_not_known_is_not_downloaded() -> None:
-    with pytest.raises(ModelError, match=r"'Qwen/Qwen9-VL': no such folder, and its sizes are not known"):
+    with pytest.raises(
+        ModelError, match=r"'Qwen/Qwen9-VL': no such folder, not downloaded, and its sizes are"
+    ):
         architecture_of(ModelConfig(path="Qwen/Qwen9-VL", revision="0" * 40))
+
+
+def test_a_hub_id_in_the_cache_is_read_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    revision = "0123456789" * 4
+    snapshot = tmp_path / "models--some--model" / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps(PUBLISHED["Qwen/Qwen2-VL-7B-Instruct"]))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    found = architecture_of(ModelConfig(path="some/model", revision=revision))
+    assert found == architecture_of(ModelConfig(path="Qwen/Qwen2-VL-7B-Instruct"))

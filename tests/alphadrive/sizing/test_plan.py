@@ -44,12 +44,13 @@ def test_configurations_for_80_gb_fit_any_gpu_that_large(name: str) -> None:
 
 
 def test_the_split_of_eight_gpus_is_the_fastest_that_the_planner_knows() -> None:
+    groups = load_config("qwen2vl_2b_8gpu").grpo.groups_per_step
     splits = {
         ranks: planned(
             "qwen2vl_2b_8gpu",
             f"learner.num_ranks={ranks}",
             f"rollout.num_workers={8 - ranks}",
-            f"grpo.groups_per_step={8 * ranks}",
+            f"grpo.groups_per_step={-(-groups // ranks) * ranks}",
         )
         for ranks in range(1, 8)
     }
@@ -69,8 +70,8 @@ def test_batch_arithmetic_of_the_papers_setting() -> None:
 def test_minibatches_epochs_and_sft_are_counted() -> None:
     keys = ["grpo.minibatches=2", "grpo.epochs=3", "grpo.max_policy_lag=3"]
     batch = planned("qwen2vl_2b_8gpu", *keys, rows=1000).batch
-    assert batch.optimizer_steps == 6 and batch.groups_per_optimizer_step == 24
-    assert batch.groups_in_flight == 4 * 48 and batch.steps_per_epoch == 21
+    assert batch.optimizer_steps == 6 and batch.groups_per_optimizer_step == 48
+    assert batch.groups_in_flight == 4 * 96 and batch.steps_per_epoch == 11
     sft = planned("qwen2vl_2b_8gpu", stage="sft", rows=1000).batch
     assert (sft.samples, sft.groups_per_rank, sft.steps, sft.steps_per_epoch) == (96, 16, 1000, 11)
     assert planned("qwen2vl_2b_8gpu").batch.steps_per_epoch is None
@@ -111,10 +112,10 @@ def _keys(advice: Advice) -> set[str]:
 
 
 def test_the_nearest_setting_changes_as_little_as_it_can() -> None:
-    plan = planned("qwen2vl_2b_8gpu", "learner.max_tokens_per_microbatch=16384")
+    plan = planned("qwen2vl_2b_8gpu", "learner.max_tokens_per_microbatch=8192")
     assert not plan.fits
     first, *others = advise(plan)
-    assert first.overrides == ("learner.max_tokens_per_microbatch=8192",)
+    assert first.overrides == ("learner.max_tokens_per_microbatch=6144",)
     assert ("learner.activation_checkpointing=true",) in [each.overrides for each in others]
 
 
@@ -123,6 +124,19 @@ def test_too_many_engines_for_this_machine_are_fewer_in_the_advice(monkeypatch: 
     plan = planned("debug", "rollout.num_workers=9")
     assert not plan.fits
     assert advise(plan)[0].overrides == ("rollout.num_workers=3",)
+
+
+def test_of_very_many_engines_too_fewer_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alphadrive.sizing.memory.memory_limit_bytes", lambda: 24 << 30)
+    assert advise(planned("debug", "rollout.num_workers=40"))[0].overrides == ("rollout.num_workers=13",)
+
+
+def test_advice_of_more_gpus_says_how_many_and_never_has_two_ranks_on_one() -> None:
+    plan = planned("qwen2vl_2b_8gpu", "learner.max_tokens_per_microbatch=8192")
+    more = [each for each in advise(plan) if "learner.num_ranks" in " ".join(each.overrides)]
+    assert more and f"({more[0].plan.num_gpus:g} GPUs, " in plan_text(plan, more)
+    shared = planned("qwen2vl_2b_1gpu", "model.path=Qwen/Qwen2-VL-7B-Instruct")
+    assert not any("num_ranks" in " ".join(each.overrides) for each in advise(shared))
 
 
 def test_where_nothing_helps_the_plan_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

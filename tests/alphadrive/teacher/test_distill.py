@@ -107,6 +107,16 @@ def test_refused_answers_are_asked_for_twice_more_with_the_reason(distill, make_
     assert "it has 2 words, expected 8 to 100" in endpoint.questions[4].prompt
 
 
+def test_a_dry_run_counts_and_asks_nothing(distill, make_data, shown):
+    data = make_data(4)
+    code, endpoint = distill(data, explanation, "--dry-run", "--check-visible")
+    assert (code, endpoint.questions) == (0, [])
+    said = shown()
+    assert "would explain 4 of 4 rows" in said and "4 requests when every answer passes, 12 at most" in said
+    assert "as many about what is visible" in said and "OPENAI_API_KEY is set" in said
+    assert not (data.parent / "out").exists()
+
+
 def test_under_half_accepted_is_an_error_and_no_dataset(distill, make_data, shown):
     data = make_data(4)
     code, endpoint = distill(data, lambda q: explanation(q) if "1.0m/s" in q.prompt else WRONG)
