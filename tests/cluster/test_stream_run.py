@@ -1,7 +1,5 @@
 """A whole GRPO run on two nodes: its weights go by gloo from the learner's to the engines' node, an engine is
-killed in the middle and another one joins.
-
-Both nodes are on this machine, each at a loopback address of its own.
+killed in the middle and another one joins. Both nodes are on this machine.
 """
 
 import os
@@ -29,11 +27,10 @@ def address():
 
     with ProcessTree() as tree:
         before = tree.descendants()
-        head = {"num_cpus": 2, "labels": {"pool": "learner"}, "node_ip_address": "127.0.0.1"}
+        head = {"num_cpus": 2, "labels": {"pool": "learner"}}
         cluster = patiently(Cluster, initialize_head=True, head_node_args=head)
         try:
-            node = {"num_cpus": 2, "labels": {"pool": "rollout"}, "node_ip_address": "127.0.0.2"}
-            patiently(cluster.add_node, **node)
+            patiently(cluster.add_node, num_cpus=2, labels={"pool": "rollout"})
             yield cluster.address
         finally:
             cluster.shutdown()
