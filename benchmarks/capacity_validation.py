@@ -73,6 +73,7 @@ def make_attempt(folder: Path, name: str, own: dict[str, object]) -> Attempt:
         "grpo.max_new_tokens": 256,
         "checkpoint.every_steps": 1_000_000,
         "rollout.max_num_seqs": SEATS,
+        "rollout.weight_transfer": "file",
         "learner.cpus_per_rank": 0.0,
     } | own
     config = load_config("debug", [f"{key}={value}" for key, value in keys.items()])

@@ -31,7 +31,7 @@ from cluster.processes import ProcessTree
 from cluster.ray_session import ray_session
 from cluster.watched import as_fields
 
-NUM_SYNCS, WATCHED_S, NUM_STATUSES = 20, 20.0, 50
+NUM_SYNCS, WATCHED_S, NUM_STATUSES = 20, 10.0, 50
 
 
 async def measure(folder: Path, num_engines: int) -> tuple[float, float, float]:
