@@ -6,7 +6,9 @@
 One GRPO run with real engines, rewards and learner. Recording is switched on and off, in all processes, for
 `--block` seconds each; every block is compared with its two neighbours, the run's start left out. Prints what
 a step takes with and without, wall clock and CPU of all processes, the medians of the ratios with 95 %
-intervals (bootstrap over blocks), how many spans a step records, and what one costs in a tight loop.
+intervals (bootstrap over blocks). Then, as the cores of most machines are not that quiet, what it is made of:
+how many spans a step records and what one costs in a tight loop, and what it costs to collect them once (CPU
+of all processes, the actors still there and idle), which happens every other second.
 """
 
 import argparse
@@ -36,6 +38,8 @@ from cluster.profiler import Profiler, Worker
 
 SKIPPED_S = 20.0
 """The start of the run."""
+NUM_ROUNDS, SPANS_A_ROUND = 200, 150
+IDLE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,8 @@ class Switching(Profiler):
 
     block_s = 12.0
     moments: list[Moment] = []  # noqa: RUF012  one run a process
+    round_cpu_s = 0.0
+    """What it costs to collect and write spans once."""
     _asks = True
 
     async def run(self) -> None:
@@ -77,6 +83,25 @@ class Switching(Profiler):
             if not self.is_on:
                 spans.end()
             self._asks = self.is_on
+
+    async def end(self) -> None:
+        """As ever; then measure what it costs to collect, while there are actors and nothing to do."""
+        self._asks = self.is_on = True
+        await super().end()
+        spans.begin("driver", "driver")
+        started_s, cpu_s = time.monotonic(), tree_cpu_s()
+        await asyncio.sleep(IDLE_S)
+        idle = (tree_cpu_s() - cpu_s) / (time.monotonic() - started_s)
+        started_s, cpu_s = time.monotonic(), tree_cpu_s()
+        for _ in range(NUM_ROUNDS):
+            for _ in range(SPANS_A_ROUND):
+                with spans.span("cost", ticket=1):
+                    pass
+            self._ask()
+            await asyncio.wait(self._asking.values())
+            await self._write()
+        used_s = tree_cpu_s() - cpu_s - idle * (time.monotonic() - started_s)
+        type(self).round_cpu_s = used_s / NUM_ROUNDS
 
     def _ask(self) -> list[Worker]:
         return super()._ask() if self._asks else []
@@ -122,7 +147,8 @@ def main() -> None:
         lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
         recorded = read_spans(result.folder)
     blocks = measured_blocks(lines, Switching.moments)
-    num_spans = sum(len(track.spans) for track in recorded.tracks.values())
+    all_spans = [span for track in recorded.tracks.values() for span in track.spans]
+    num_spans = sum(span.name != "cost" for span in all_spans)
     report(blocks, num_spans / max(1, len(recorded.driver.named("train"))))
 
 
@@ -185,11 +211,17 @@ def report(blocks: Sequence[Block], spans_a_step: float) -> None:
             f"{what:>4}: on / off - 1, median over {len(ratios)} blocks "
             f"{statistics.median(ratios) - 1:+.2%}, 95 % interval {low - 1:+.2%} to {high - 1:+.2%}"
         )
-    cost_s = span_s()
-    step_s = statistics.median(block.cpu_s for block in blocks if not block.is_on)
+    off = [block for block in blocks if not block.is_on]
+    step_s = statistics.median(block.wall_s for block in off)
+    step_cpu_s = statistics.median(block.cpu_s for block in off)
+    recording_s = spans_a_step * span_s()
+    collecting_s = Switching.round_cpu_s * step_s / cluster.profiler.PERIOD_S
     print(
-        f"{spans_a_step:.0f} spans a step; to record one costs {1e6 * cost_s:.2f} us of CPU, all of them "
-        f"{spans_a_step * cost_s / step_s:.3%} of a step's"
+        f"{spans_a_step:.0f} spans a step; to record them costs {1e6 * recording_s:.0f} us of CPU, "
+        f"{recording_s / step_cpu_s:.3%} of a step's\n"
+        f"to collect {SPANS_A_ROUND} and write them costs {1e3 * Switching.round_cpu_s:.2f} ms of CPU in all "
+        f"processes; every {cluster.profiler.PERIOD_S:g} s: {collecting_s / step_cpu_s:.3%} of a step's\n"
+        f"together {(recording_s + collecting_s) / step_cpu_s:.3%}"
     )
 
 

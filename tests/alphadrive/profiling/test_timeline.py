@@ -38,7 +38,17 @@ def test_times_are_from_the_start_of_the_session(tmp_path):
     later = Recording(facts=whole.facts, tracks=whole.tracks, started_ns=-2 * 10**9, unix_ns=whole.unix_ns)
     trace = json.loads(write_timeline(tmp_path, later).read_text())
     assert ("wait", 2e6, 3e6) in lanes_of(trace)["driver", "train loop"]
-    assert trace["otherData"]["started_unix_s"] == 1.7e9
+    assert trace["otherData"]["start_unix_s"] == 1.7e9
+
+
+def test_what_was_recorded_before_the_session_began_is_not_lost(tmp_path):
+    whole = learner_bound()
+    whole.tracks["rank-0"].spans.insert(0, span("", "canary", -3, -2.5))
+    trace = json.loads(write_timeline(tmp_path, whole).read_text())
+    lanes = lanes_of(trace)
+    assert lanes["rank-0", "spans"][0] == ("canary", 0.0, 0.5e6)
+    assert ("wait", 3e6, 4e6) in lanes["driver", "train loop"]
+    assert trace["otherData"]["start_unix_s"] == 1.7e9 - 3
 
 
 def test_groups_are_in_as_few_rows_as_it_takes():
