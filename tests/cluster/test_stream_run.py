@@ -42,10 +42,11 @@ def test_a_run_on_two_nodes_goes_on_when_an_engine_is_killed_and_its_successor_j
 ):
     import test_grpo_run as runs
 
+    from cluster.launch import WEIGHTS_FOLDER, scratch_prefix
+
     for split in ("train", "eval"):
         folder = str(tmp_path / split)
         assert run_command(["data", "synth", "--out", folder, "--num", "8", "--split", split]) == 0
-    before = runs.weights_in_shared_memory()
     monkeypatch.setenv("RAY_ADDRESS", address)
     more = [*SIZES, *POOLS, "rollout.weight_bucket_bytes=500000"]
     process = runs.started_run(runs.overrides(tmp_path, tmp_path, *more))
@@ -56,7 +57,7 @@ def test_a_run_on_two_nodes_goes_on_when_an_engine_is_killed_and_its_successor_j
         return {each["id"]: each for each in listed if each["kind"] == kind}
 
     def has_joined(status):
-        assert runs.weights_in_shared_memory() <= before
+        assert list(WEIGHTS_FOLDER.glob(f"*{scratch_prefix(folder)}*.safetensors")) == []
         successor = workers("rollout").get("engine-0.1")
         return successor is not None and successor["state"] == "SERVING" and successor["groups_done"] > 2
 
