@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from alphadrive.cli import run as run_command
+from alphadrive.metric_names import CANARY_DIFF
 from alphadrive.run_folder import read_metrics
 
 pytest.importorskip("vllm")
@@ -77,7 +78,5 @@ def test_a_run_on_two_nodes_goes_on_when_an_engine_is_killed_and_its_successor_j
     assert process.returncode == 130, messages
     metrics = read_metrics(folder / "metrics.jsonl")
     assert len(metrics) >= joined + 3
-    differences = [
-        line["rollout/canary_max_abs_diff"] for line in metrics if "rollout/canary_max_abs_diff" in line
-    ]
+    differences = [line[CANARY_DIFF] for line in metrics if CANARY_DIFF in line]
     assert differences and max(differences) < 1e-4
