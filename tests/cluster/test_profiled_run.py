@@ -2,14 +2,15 @@
 timeline, its verdict, its figures at Ray's metrics endpoint, torch's trace of a step."""
 
 import gzip
+import http.client
 import json
 import os
 import re
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -72,17 +73,25 @@ def profiled_run(tmp_path_factory):
 
 def served_by(pid):
     """What the metrics endpoint of a run's private Ray says of ours: value by name and tags."""
-    try:
-        lines = [" ".join(child.cmdline()) for child in psutil.Process(pid).children(recursive=True)]
-        port = next(found[1] for line in lines if (found := re.search(r"--metrics-export-port=(\d+)", line)))
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-            text = answer.read().decode()
-    except (StopIteration, psutil.Error, OSError, urllib.error.URLError):
-        return {}
+    text = ""
+    with suppress(psutil.Error):
+        for child in psutil.Process(pid).children(recursive=True):
+            if "DashboardAgent" in " ".join(child.cmdline()):
+                ports = [link.laddr.port for link in child.net_connections() if link.status == "LISTEN"]
+                text = "".join(map(answer_of, ports))
     return {
         name: float(value)
         for name, value in re.findall(r"^(ray_alphadrive_\S+) (\S+)$", text, flags=re.MULTILINE)
     }
+
+
+def answer_of(port):
+    """What an agent's port serves as metrics; nothing where it is another one of its ports."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            return answer.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return ""
 
 
 def test_the_timeline_has_every_lane_and_its_spans_are_apart_or_nested(profiled_run):
