@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -73,23 +72,28 @@ def profiled_run(tmp_path_factory):
 
 def served_by(pid):
     """What the metrics endpoint of a run's private Ray says of ours: value by name and tags."""
-    text = ""
-    with suppress(psutil.Error):
-        for child in psutil.Process(pid).children(recursive=True):
-            if "DashboardAgent" in " ".join(child.cmdline()):
-                ports = [link.laddr.port for link in child.net_connections() if link.status == "LISTEN"]
-                text = "".join(map(answer_of, ports))
+    text = "".join(answer_of(port) for port in agent_ports(pid))
     return {
         name: float(value)
         for name, value in re.findall(r"^(ray_alphadrive_\S+) (\S+)$", text, flags=re.MULTILINE)
     }
 
 
+def agent_ports(pid):
+    """Where the agent of a run's Ray node listens: its metrics, and what does not speak HTTP."""
+    try:
+        below = psutil.Process(pid).children(recursive=True)
+        agents = [process for process in below if "DashboardAgent" in "".join(process.cmdline())]
+        found = [each for agent in agents for each in agent.net_connections("tcp")]
+    except psutil.Error:
+        return []
+    return [each.laddr.port for each in found if each.status == psutil.CONN_LISTEN]
+
+
 def answer_of(port):
-    """What an agent's port serves as metrics; nothing where it is another one of its ports."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-            return answer.read().decode(errors="replace")
+            return answer.read().decode()
     except (OSError, http.client.HTTPException):
         return ""
 
