@@ -7,6 +7,8 @@ from pathlib import Path
 from ray._private import services
 from ray._raylet import Config, GcsClient
 
+from cluster.private_cluster import reaching
+
 logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 5
@@ -41,7 +43,8 @@ def _answers_without_token(address: str) -> bool:
     if "://" in address:
         return False
     try:
-        found = services.canonicalize_bootstrap_address_or_die(address)
+        with reaching(address):
+            found = services.canonicalize_bootstrap_address_or_die(address)
         return bool(GcsClient(address=found).get_all_node_info(timeout=PROBE_TIMEOUT_S))
     except Exception as error:  # Ray raises bare errors here
         logger.debug("%s does not answer without a token: %s", address, error)
