@@ -25,7 +25,6 @@ from alphadrive.types import DrivingQuery
 
 if TYPE_CHECKING:
     from rollout.engine import RolloutEngine
-    from rollout.environment import stay_on_loopback
     from rollout.settings import Sampling
 
 _BLANK = Ablation("image", "blank")
@@ -78,6 +77,7 @@ async def open_engine(options: EvalOptions) -> "AsyncIterator[RolloutEngine]":
     dataset = DrivingDataset(options.data, options.num_rows)
     check_ablated_lengths(options, model_folder, dataset)
     from rollout.engine import RolloutEngine
+    from rollout.environment import stay_on_loopback
     from rollout.settings import EngineSettings
 
     with tempfile.TemporaryDirectory(prefix="alphadrive-eval-") as scratch:

@@ -44,7 +44,7 @@ def add_plan_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument(
         "--answer-tokens", type=_count, metavar="N", help="tokens of a typical answer (default: 80)"
     )
-    parser.add_argument("--json", action="store_true", help="for machines; keys are in docs/planning.md")
+    parser.add_argument("--json", action="store_true", help="for machines")
     add_calibration_options(parser)
     parser.set_defaults(run=run_plan)
 

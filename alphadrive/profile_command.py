@@ -79,8 +79,10 @@ def _profiled_config(args: argparse.Namespace) -> Config:
         raise InputError(f"{args.what}: no such folder; give a run's folder, or a configuration")
     config = load_config(args.what, args.overrides)
     config.profile.enabled = True
-    config.grpo.steps = args.steps or STEPS
-    if not any(override.startswith("run.name=") for override in args.overrides):
+    given = {override.partition("=")[0] for override in args.overrides}
+    if args.steps or "grpo.steps" not in given:
+        config.grpo.steps = args.steps or STEPS
+    if "run.name" not in given:
         config.run.name = f"{config.run.name}-profile"
     return config
 

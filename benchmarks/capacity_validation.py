@@ -35,6 +35,7 @@ from alphadrive.run_folder import RunFolder
 from alphadrive.types import WeightVersion
 from cluster.grpo import train_on_ray
 from cluster.launch import Attempt
+from cluster.packing import Node
 from cluster.placement import plan_placement
 from cluster.processes import ProcessTree
 from cluster.ray_session import ray_session
@@ -72,6 +73,7 @@ def make_attempt(folder: Path, name: str, own: dict[str, object]) -> Attempt:
         "grpo.max_new_tokens": 256,
         "checkpoint.every_steps": 1_000_000,
         "rollout.max_num_seqs": SEATS,
+        "rollout.weight_transfer": "file",
         "learner.cpus_per_rank": 0.0,
     } | own
     config = load_config("debug", [f"{key}={value}" for key, value in keys.items()])
@@ -88,7 +90,7 @@ def make_attempt(folder: Path, name: str, own: dict[str, object]) -> Attempt:
         status=status,
         progress=SilentProgress("grpo", config.grpo.steps, may_be_live=False),
         stop=SimpleNamespace(on_stop=None, was_asked=False),
-        placement=replace(plan_placement(config, "grpo", 2, 0), cpus_per_engine=0.0),
+        placement=replace(plan_placement(config, "grpo", [Node(cpus=2)]), cpus_per_engine=0.0),
     )
 
 

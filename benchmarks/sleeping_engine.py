@@ -7,6 +7,7 @@ aside by whoever uses it.
 """
 
 import asyncio
+import itertools
 import random
 from pathlib import Path
 from typing import Any, Self
@@ -32,7 +33,10 @@ class SleepingEngine(FakeEngine):
         self._processor = PromptProcessor(Path(settings.model_folder), settings.max_pixels)
         self._dataset = DrivingDataset(Path(settings.datasets["train"]))
         self._seats = asyncio.Semaphore(SEATS)
-        self._numbers = random.Random(engine_id)
+        # In every round of seats from half to one and a half of the mean time, each once, in some order.
+        shares = [0.5 + (seat + 0.5) / SEATS for seat in range(SEATS)]
+        random.Random(engine_id).shuffle(shares)
+        self._shares = itertools.cycle(shares)
         self._prompts: dict[int, tuple[int, ...]] = {}
 
     @classmethod
@@ -43,11 +47,11 @@ class SleepingEngine(FakeEngine):
     async def generate(
         self, ticket: int, query: DrivingQuery, sampling: Sampling, dataset: str = "train"
     ) -> RolloutGroup:
-        """Sleep, from half to one and a half of the mean time; then make up a group."""
+        """Sleep, then make up a group."""
         version = self.version
         if ticket >= 0:
             async with self._seats:
-                await asyncio.sleep(self.draw_s * self._numbers.uniform(0.5, 1.5))
+                await asyncio.sleep(self.draw_s * next(self._shares))
         return RolloutGroup(
             ticket=ticket,
             query=query,

@@ -11,7 +11,7 @@ process is gone. Knows neither models nor steps; `cluster.learner_group` does.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Self
 
 import ray
@@ -67,10 +67,13 @@ class Gang:
         references = [
             getattr(actor, method).remote(*args) for actor, args in zip(self.ranks, arguments, strict=True)
         ]
-        calls = [self._checked(rank, method, reference) for rank, reference in enumerate(references)]
+        calls = [
+            asyncio.ensure_future(self._checked(rank, method, reference))
+            for rank, reference in enumerate(references)
+        ]
         self.call_under_way = (method, time.monotonic())
         try:
-            return await _unless_stuck(asyncio.gather(*calls), method, timeout_s, measure)
+            return await _unless_stuck(calls, method, timeout_s, measure)
         finally:
             self.call_under_way = None
 
@@ -117,17 +120,19 @@ class Gang:
 
 
 async def _unless_stuck(
-    results: Awaitable[list[Any]], method: str, timeout_s: float, measure: Callable[[], object]
+    calls: Sequence["asyncio.Future[Any]"], method: str, timeout_s: float, measure: Callable[[], object]
 ) -> list[Any]:
-    work = asyncio.ensure_future(results)
+    work = asyncio.gather(*calls)
     seen = measure()
     try:
         while not (await asyncio.wait([work], timeout=timeout_s))[0]:
             now = measure()
             if now == seen:
+                silent = ", ".join(str(rank) for rank, call in enumerate(calls) if not call.done())
                 raise LearnerDiedError(
                     f"the learner hangs: {method} did not end in {timeout_s:g} s (learner.hang_timeout_s "
-                    "bounds all calls but those of a start; raise it where a step takes so long)"
+                    "bounds all calls but those of a start; raise it where a step takes so long); no answer "
+                    f"from rank {silent} of {len(calls)}"
                 )
             seen = now
         return work.result()

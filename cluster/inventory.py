@@ -76,7 +76,7 @@ def _holders() -> defaultdict[str, Counter[str]]:
     for actor in actors:
         if not any(actor.required_resources.values()):
             continue
-        name = actor.class_name
+        name = actor.class_name.rpartition(".")[2]
         if actor.job_id != ours:
             name += f" of {runs.get(actor.job_id) or 'job ' + actor.job_id.hex()}"
         holders[actor.address.node_id.hex()][name] += 1

@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 RESTART_PLACEMENT_TIMEOUT_S = 600.0
 """Longer than `Placement.placing_s`, for the start: where a node was lost, another one may have to come."""
 START_TIMEOUT_S = 600.0
-EXPECT_DELAY_S = 0.02
-"""So that one call tells a rank of many images."""
+EXPECT_DELAY_S, EXPECT_RANK_S, LONGEST_EXPECT_DELAY_S = 0.02, 0.004, 1.0
+"""So that one call tells a rank of many images, and there are no more calls with more ranks."""
 
 
 class LearnerGroup:
@@ -129,7 +129,8 @@ class LearnerGroup:
     def expect(self, place: int, row: int) -> None:
         """Have the rank that the group at `place` will be dealt to read its query's image, a moment later."""
         if not self._expected:
-            asyncio.get_running_loop().call_later(EXPECT_DELAY_S, self._tell_expected)
+            delay_s = max(EXPECT_DELAY_S, self._config.learner.num_ranks * EXPECT_RANK_S)
+            asyncio.get_running_loop().call_later(min(delay_s, LONGEST_EXPECT_DELAY_S), self._tell_expected)
         self._expected.append((place, row))
 
     async def step(self, scored: Sequence[BatchItem]) -> StepResult:

@@ -3,7 +3,8 @@
     driver: fingerprints, a new file in the run's folder ──▶ a task on every other node ──▶ what differs
 
 A fingerprint is names, sizes and the first and last part of every file, where safetensors and Parquet list
-what is in them. A node that joins later is not asked: a worker that cannot start there says so itself.
+what is in them; of data at an address, what the store lists. A node that joins later is not asked: a worker
+that cannot start there says so itself.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +22,10 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from alphadrive.config import Config
+from alphadrive.data.fetching import access_problem, place_for_others
 from alphadrive.data.schema import shard_paths
 from alphadrive.errors import NodeError
+from alphadrive.object_store import is_address
 from alphadrive.pools import parse_pool
 from alphadrive.resources import put_our_packages_first
 from cluster.inventory import node_text
@@ -68,7 +71,8 @@ def check_nodes(
     if not writers:
         return
     paths = {MODEL: str(model_folder), "data.train": config.data.train, "data.eval": config.data.eval}
-    local = {key: Path(path).resolve() for key, path in paths.items() if path and "://" not in path}
+    local = {key: Path(path).resolve() for key, path in paths.items() if path and not is_address(path)}
+    remote = {key: place_for_others(path) for key, path in paths.items() if path and is_address(path)}
     seen = [Seen(key, folder, fingerprints(key, folder)) for key, folder in local.items()]
     mark = run_folder.resolve() / f".seen-{uuid.uuid4().hex}"
     mark.write_text(mark.name)
@@ -77,7 +81,8 @@ def check_nodes(
         for node in writers:
             on_it = NodeAffinitySchedulingStrategy(node.id, soft=False)
             pinned = task.options(num_cpus=0, max_retries=0, scheduling_strategy=on_it)
-            tasks[pinned.remote(seen if node in readers else [], mark)] = node
+            asked = (seen, remote) if node in readers else ([], {})
+            tasks[pinned.remote(*asked, mark)] = node
         problems = _answers(tasks)
     finally:
         mark.unlink(missing_ok=True)
@@ -89,9 +94,10 @@ def check_nodes(
     logger.info("%d nodes see the run's folder, %d of them its data and model", len(writers), len(readers))
 
 
-def differences(seen: Sequence[Seen], mark: Path) -> list[str]:
-    """What this node does not see as the driver does, in lines; runs on the node."""
-    problems = []
+def differences(seen: Sequence[Seen], remote: Mapping[str, str], mark: Path) -> list[str]:
+    """What this node does not see as the driver does, in lines; runs on the node. `remote` is data at
+    addresses, by key, as `place_for_others` gives it."""
+    problems = [f"{key}: {problem}" for key, place in remote.items() if (problem := access_problem(place))]
     for key, folder, expected in seen:
         found = fingerprints(key, folder)
         differing = sorted(name for name in expected | found if found.get(name) != expected.get(name))

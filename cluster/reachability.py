@@ -20,7 +20,7 @@ from cluster.authentication import choose_authentication
 
 def main() -> None:
     """Print what was found."""
-    choose_authentication(None)
+    choose_authentication(sys.argv[1])
     print(json.dumps(probe(sys.argv[1])))
 
 

@@ -40,6 +40,8 @@ HEALTH_TIMEOUT_S = 10.0
 BATCH_S = 0.02
 """Groups that wait are scored in one call as far as a worker needs no longer for them: quick rewards cost the
 driver few calls, slow ones are spread over the workers and each has the timeout for itself."""
+PERIOD_S = 0.004
+"""Between two times at which waiting groups are given to workers: with many engines each call has more."""
 
 
 class _BatchFailedError(Exception):
@@ -105,6 +107,7 @@ class RewardPool:
         self._unanswered: set[asyncio.Future[GroupHeader]] = set()
         self._is_handing_out = False
         self._group_s = BATCH_S
+        self._handed_out_s = float("-inf")
         """What a group took lately; at first one is scored at a time."""
 
     @property
@@ -199,7 +202,7 @@ class RewardPool:
         """When all that came at once wait."""
         if not self._is_handing_out:
             self._is_handing_out = True
-            asyncio.get_running_loop().call_soon(self._hand_out)
+            asyncio.get_running_loop().call_at(self._handed_out_s + PERIOD_S, self._hand_out)
 
     def _hand_out(self) -> None:
         self._is_handing_out = False
@@ -207,6 +210,7 @@ class RewardPool:
         while idle and (requests := self._next_requests()):
             worker = idle.pop(0)
             worker.num_under_way = len(requests)
+            self._handed_out_s = asyncio.get_running_loop().time()
             self._fleet.in_background(self._score(worker, requests))
 
     def _next_requests(self) -> list[_Request]:

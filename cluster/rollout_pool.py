@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT_S = 600.0
 PERIOD_S = 0.004
 """Between two exchanges with any engines, so that there are no more of them with more engines."""
-LONGEST_PERIOD_S = 0.25
+LONGEST_PERIOD_S = 1.0
 """Between two with the same engine."""
 
 

@@ -1,10 +1,14 @@
 """Where the threads of processes on this machine stand, by py-spy: from outside, whatever they are doing.
 
 Neither asks a process anything nor needs it to run: a stopped one is read as it is. Called on every node of a
-run by `cluster.stack_client`.
+run by `cluster.stack_client`; `alphadrive doctor` asks whether it may:
+
+    python -m cluster.stacks PID   prints {"note": ..., "is_seen": ...}
 """
 
+import json
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -134,3 +138,8 @@ def _why_not(stderr: str) -> str:
 
 def _joined(*notes: str) -> str:
     return "; ".join(filter(None, notes))
+
+
+if __name__ == "__main__":
+    seen = dump_process(int(sys.argv[1]))
+    print(json.dumps({"note": seen.note, "is_seen": bool(seen.stack)}))

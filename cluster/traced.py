@@ -116,7 +116,8 @@ class TracedSft(_Traced):
         add_span("wait", time.monotonic(), LOOP)
         with span("train", LOOP) as training:
             result: StepResult = await self._part.sft_step(rows)
-            training.note(step=result.step, tokens=result.metrics.get(names.NUM_TOKENS, 0.0))
+            tokens = result.metrics.get(names.RESPONSE_LENGTH_MEAN, 0.0) * len(rows)
+            training.note(step=result.step, tokens=tokens)
         return result
 
     async def save(self, folder: Path) -> None:

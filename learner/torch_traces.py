@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from alphadrive.profiling.spans import span
+
 logger = logging.getLogger(__name__)
 
 
@@ -36,9 +38,10 @@ class StepTraces:
         # torch compresses what is named so.
         partial = self._folder / f".{path.name.removesuffix('.json.gz')}.tmp.json.gz"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            trace.export_chrome_trace(str(partial))
-            partial.replace(path)
+            with span("torch_trace"):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                trace.export_chrome_trace(str(partial))
+                partial.replace(path)
         except (OSError, RuntimeError) as error:
             logger.error("%s: the trace cannot be written: %s", path, error)
         else:

@@ -15,7 +15,7 @@ from alphadrive.errors import ConfigError
 ENGINE_MARK = "ALPHADRIVE_ENGINE"
 """Set where an engine of ours runs, and so in its child processes."""
 
-ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
+ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
 
 _ALWAYS = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -65,8 +65,8 @@ def prepare_environment(device: str, *, in_process: bool = False) -> None:
 
 
 def stay_on_loopback() -> None:
-    """Have gloo and vLLM, where they open ports, open them on loopback: for processes that all are on this
-    machine. Otherwise they take the address that the machine's name stands for."""
+    """Have gloo, NCCL and vLLM, where they open ports, open them on loopback: for processes that all are on
+    this machine. Otherwise they take the address that the machine's name stands for."""
     for name, value in ON_LOOPBACK.items():
         os.environ.setdefault(name, value)
 

@@ -3,7 +3,7 @@
     rank 0   `packed_ipc_producer`: buffer filled ─▶ handle and tensors of the chunk into the store
     engine   `packed_ipc_consumer`: copies out ─▶ "taken" into the store ─▶ the buffer is filled again
 
-vLLM would pickle a handle; here it is JSON. Has never run: there was no GPU where this was written.
+vLLM would pickle a handle; here it is JSON. Has never run on a GPU: there was none where this was written.
 """
 
 import base64
@@ -18,7 +18,7 @@ from vllm.distributed.weight_transfer.packed_tensor import (
     packed_ipc_producer,
 )
 
-from alphadrive.errors import TransferCutError
+from alphadrive.errors import TransferCutError, WeightSyncError
 from alphadrive.weight_layout import WeightLayout
 from alphadrive.weights import WeightDigest
 from rollout.weight_receiver import Load, cut_off
@@ -56,7 +56,7 @@ def _plain(value: Any) -> Any:
 class IpcFabric:
     """The learner's end, on the current GPU of its only rank. A `Fabric`."""
 
-    def __init__(self, host: str, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._members: list[str] = []
         self._notes: Round | None = None
@@ -111,6 +111,12 @@ class IpcInlet:
         number = 1
         while chunk := json.loads(read_note(notes.store, notes.key(f"chunk/{number}"), self._timeout_s)):
             uuid, handle, names, shapes, dtype_names, sizes = chunk
+            own_uuid = str(torch.cuda.get_device_properties(self._device.index).uuid)
+            if uuid != own_uuid:
+                raise WeightSyncError(
+                    f"{member} is on GPU {own_uuid}, the learner on {uuid}: rollout.weight_transfer=ipc "
+                    "needs both on one GPU; use nccl with whole GPUs, or file on one machine"
+                )
             with cut_off():
                 tensors = packed_ipc_consumer(
                     ipc_handle={uuid: handle_from_json(handle)},

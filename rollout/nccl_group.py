@@ -1,31 +1,30 @@
 """Weights from GPU to GPU by vLLM's own `nccl` backend: one group of the learner's rank 0 and all engines.
 
-    rank 0     `stateless_init_process_group`, `packed_nccl_broadcast_producer`   (vLLM's trainer side)
-    engine k   `NCCLWeightTransferEngine`, rank k                                 (vLLM's worker side)
+    rank 0     `uid_init_process_group`, `packed_nccl_broadcast_producer`   (vLLM's trainer side)
+    engine k   `NCCLWeightTransferEngine`, rank k                           (vLLM's worker side)
 
-Around it is what the CPU's links have, too: the notes in the store, the digest, the version. A broadcast
-spans all members: when one stands still in it, all do, and the learner ends with the name of that one.
-Has never run: there was no GPU where this was written.
+Around it is what the CPU's links have, too: the notes in the store, the digest, the version. The group's
+NCCL id is a note as well. A broadcast spans all members: when one stands still in it, all do. Then the group
+is aborted, and the engines are replaced; the learner goes on. NCCL itself has never run under this: there
+was no GPU where it was written.
 """
 
-import socket
+import base64
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import torch
-from vllm.distributed.weight_transfer.nccl_common import (
-    NCCLWeightTransferInitInfo,
-    stateless_init_process_group,
-)
+from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
+from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo, uid_init_process_group
 from vllm.distributed.weight_transfer.nccl_engine import (
     NCCLWeightTransferEngine,
     NCCLWeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
 
-from alphadrive.errors import LearnerDiedError
+from alphadrive.errors import LearnerDiedError, TransferCutError
 from alphadrive.weight_layout import WeightLayout
 from alphadrive.weights import WeightDigest
 from rollout.weight_buckets import Named
@@ -39,108 +38,141 @@ T = TypeVar("T")
 class NcclFabric:
     """The learner's end, on the current GPU of its rank 0. A `Fabric`."""
 
-    def __init__(self, host: str, timeout_s: float) -> None:
-        self._host, self._timeout_s = host, timeout_s
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
         self._device = torch.cuda.current_device()
         self._members: list[str] = []
-        self._name = ""
+        self._id = b""
         self._group: Any = None
         self._notes: Round | None = None
 
     def connect(self, notes: Round, members: Sequence[str], living: Sequence[str]) -> Reasons:
-        """A group of exactly `members`: the one kept, or a new one. Raises LearnerDiedError when it does not
-        form in time."""
+        """As `Fabric`: a group of exactly `members`, the one kept or a new one."""
         self._notes = notes
         is_new = self._group is None or self._members != list(members)
-        port = 0
         if is_new:
             self.close()
-            self._members, self._name = list(members), uuid4().hex
-            with socket.create_server((self._host, 0)) as probe:
-                port = probe.getsockname()[1]
+            self._members, self._id = list(members), new_id()
+        shared_id, size = base64.b64encode(self._id).decode(), len(members) + 1
         for rank, member in enumerate(members, start=1):
-            notes.call_up(member, {"group": self._name, "rank": rank, "size": len(members) + 1, "port": port})
-        if is_new:
-            size = len(members) + 1
-            self._group = self._in_time(
-                "join the group",
-                lambda: stateless_init_process_group(self._host, port, 0, size, self._device),
-            )
-        return {}
+            notes.call_up(member, {"id": shared_id, "rank": rank, "size": size})
+        if not is_new:
+            return {}
+        joining = self._on_thread(lambda: uid_init_process_group(self._id, 0, size, self._device))
+        if self._ends(joining):
+            self._group = joining.result()
+            return {}
+        return self._reasons("join the group")
 
     def send(self, layout: WeightLayout, buckets: Buckets, digest: WeightDigest) -> Reasons:
-        """Broadcast all tensors. Raises LearnerDiedError when that does not end in time."""
-        self._in_time(
-            "take all tensors",
+        """As `Fabric`. Raises LearnerDiedError when a broadcast that stands still cannot be aborted."""
+        tensors = named_tensors(layout, buckets, digest)
+        missing: Reasons = {}
+        if self._group is None:
+            for _ in tensors:
+                pass
+            return {}
+        gate = Gate(self._group)
+        sending = self._on_thread(
             lambda: packed_nccl_broadcast_producer(
-                iterator=named_tensors(layout, buckets, digest),
-                group=self._group,
+                iterator=tensors,
+                group=gate,
                 src=0,
                 post_iter_func=lambda item: item[1],
                 buffer_size_bytes=layout.bucket_bytes,
-            ),
+            )
         )
-        return {}
+        if not self._ends(sending):
+            missing = self._reasons("take all tensors")
+            gate.is_shut = True
+            self.close()
+            if not wait([sending], self._timeout_s).done:
+                raise LearnerDiedError("; ".join(missing.values()))
+        sending.result()
+        return missing
 
     def close(self) -> None:
-        """End the group."""
+        """End the group; a broadcast in it is aborted."""
         group, self._group = self._group, None
         if group is not None:
             group.destroy()
 
-    def _in_time(self, what: str, work: Callable[[], T]) -> T:
-        """What `work` gives. NCCL waits for ever: past `timeout_s` the learner can only be ended."""
-        given: list[T] = []
-        errors: list[BaseException] = []
+    def _on_thread(self, work: Callable[[], T]) -> "Future[T]":
+        """What `work` gives, on a thread that may be left alone: NCCL waits for ever."""
+        given: Future[T] = Future()
 
         def run() -> None:
             try:
                 torch.cuda.set_device(self._device)
-                given.append(work())
+                given.set_result(work())
             except BaseException as error:
-                errors.append(error)
+                given.set_exception(error)
 
-        thread = threading.Thread(target=run, name="alphadrive-nccl", daemon=True)
-        thread.start()
-        thread.join(self._timeout_s)
-        if errors:
-            raise errors[0]
-        if given:
-            return given[0]
-        raise LearnerDiedError(missing_words(self._notes, self._members, what, self._timeout_s))
+        threading.Thread(target=run, name="alphadrive-nccl", daemon=True).start()
+        return given
+
+    def _ends(self, work: "Future[Any]") -> bool:
+        """Whether it ends; not, once `timeout_s` have passed in which no engine came further."""
+        told = self._told()
+        while not wait([work], self._timeout_s).done:
+            before, told = told, self._told()
+            if told == before:
+                return False
+        return True
+
+    def _told(self) -> dict[str, int]:
+        notes = self._notes
+        return {member: notes.progress(member) if notes else 0 for member in self._members}
+
+    def _reasons(self, what: str) -> Reasons:
+        """For all members, as none has got them all: which are furthest behind."""
+        told, size = self._told(), len(self._members) + 1
+        behind = [
+            f"{member} (rank {rank} of {size})"
+            for rank, (member, progress) in enumerate(told.items(), start=1)
+            if progress == min(told.values())
+        ]
+        words = f"{', '.join(behind)} did not {what} in rollout.sync_timeout_s={self._timeout_s:g}"
+        return dict.fromkeys(self._members, words)
 
 
-def missing_words(notes: Round | None, members: Sequence[str], what: str, timeout_s: float) -> str:
-    """Which engines are furthest behind in a transfer that stands still, by what they told last."""
-    told = {member: notes.progress(member) if notes else 0 for member in members}
-    behind = [
-        f"{member} (rank {rank} of {len(members) + 1})"
-        for rank, member in enumerate(members, start=1)
-        if told[member] == min(told.values())
-    ]
-    return f"{', '.join(behind)} did not {what} in rollout.sync_timeout_s={timeout_s:g}"
+class Gate:
+    """A group whose broadcasts come to nothing once it `is_shut`: an aborted one must not be used."""
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+        self.is_shut = False
+
+    def broadcast(self, tensor: torch.Tensor, src: int) -> None:
+        """As the group's."""
+        if not self.is_shut:
+            self._group.broadcast(tensor, src=src)
+
+
+def new_id() -> bytes:
+    """What the members of a new group find each other by. Raises RuntimeError, OSError without NCCL."""
+    return bytes(NCCLLibrary().ncclGetUniqueId())
 
 
 class NcclInlet:
     """An engine's end: vLLM's engine of the backend, whose model is ours to load. An `Inlet`."""
 
-    def __init__(self, host: str, owner: Any) -> None:
-        self._host, self._owner = host, owner
-        self._name = ""
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+        self._id = ""
         self._engine: NCCLWeightTransferEngine | None = None
 
     def receive(self, note: Note, layout: WeightLayout, notes: Round, member: str, load: Load) -> None:
         """As `Inlet`."""
-        if self._engine is None or self._name != note["group"]:
+        notes.report(member, 1)
+        if self._engine is None or self._id != note["id"]:
             self.close()
-            self._name, owner = note["group"], self._owner
-            notes.report(member, 1)
+            self._id, owner = note["id"], self._owner
             with cut_off():
                 engine = NCCLWeightTransferEngine(owner.config, owner.vllm_config, owner.device, owner.model)
                 engine.init_transfer_engine(
                     NCCLWeightTransferInitInfo(
-                        master_address=self._host,
-                        master_port=note["port"],
+                        nccl_unique_id_b64=note["id"],
                         rank_offset=note["rank"],
                         world_size=note["size"],
                         packed=True,
@@ -150,11 +182,15 @@ class NcclInlet:
             self._engine = engine
         self._engine.model = Loading(load, notes, member)
         names, dtypes, shapes = zip(*layout.tensors, strict=True)
-        self._engine.receive_weights(
-            NCCLWeightTransferUpdateInfo(
-                names=list(names), dtype_names=list(dtypes), shapes=[list(shape) for shape in shapes]
-            )
+        update = NCCLWeightTransferUpdateInfo(
+            names=list(names), dtype_names=list(dtypes), shapes=[list(shape) for shape in shapes]
         )
+        try:
+            self._engine.receive_weights(update)
+        except RuntimeError as error:
+            if "NCCL error" in str(error):
+                raise TransferCutError(f"{TransferCutError.MARK}{error}") from error
+            raise
 
     def close(self) -> None:
         """As `Inlet`."""

@@ -76,7 +76,7 @@ class RequestMaker:
         )
         self.engine_id = engine_id
         self.tokens_generated = 0
-        self._folders = {name: local_folder(str(place)) for name, place in settings.datasets.items()}
+        self._folders = {name: local_folder(place) for name, place in settings.datasets.items()}
         self._datasets: dict[str, DrivingDataset] = {}
 
     def dataset(self, name: str) -> DrivingDataset:

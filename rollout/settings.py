@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from alphadrive.config import Config
+from alphadrive.data.fetching import place_for_others
 from alphadrive.types import WeightVersion
 
 CANARY_TICKET = -2
@@ -14,7 +15,8 @@ _FIRST_VERSION = WeightVersion(0, 0)
 class EngineSettings:
     """Everything one engine needs to start.
 
-    `datasets` names the folders an engine may be asked about (`train`, `eval`); it opens them itself.
+    `datasets` names the folders or addresses an engine may be asked about (`train`, `eval`); it opens them
+    itself.
     `kv_cache_bytes` sizes the KV cache on CPU, `gpu_memory_utilization` (a share of the GPU's memory) on
     `cuda`. `seed` starts the stream of unseeded requests: give every engine its own. `with_trajectory` is
     `data.trajectory`. `weight_transfer` is how weights come: in a `file`, or by `gloo`, `nccl`, `ipc`.
@@ -71,10 +73,11 @@ class UpdateReceipt:
 def engine_settings(
     config: Config, model_folder: str, *, engine_index: int = 0, attempt: int = 0
 ) -> EngineSettings:
-    """The settings of engine number `engine_index` of a run; `model_folder` is the resolved model."""
-    datasets = {"train": config.data.train}
+    """The settings of engine number `engine_index` of a run; `model_folder` is the resolved model. Raises
+    DataError when data at an address cannot be had."""
+    datasets = {"train": place_for_others(config.data.train)}
     if config.data.eval is not None:
-        datasets["eval"] = config.data.eval
+        datasets["eval"] = place_for_others(config.data.eval)
     return EngineSettings(
         model_folder=model_folder,
         datasets=datasets,

@@ -112,10 +112,10 @@ def make_fabric(kind: str, host: str, timeout_s: float) -> Fabric:
     if kind == "nccl":
         from rollout.nccl_group import NcclFabric
 
-        return NcclFabric(host, timeout_s)
+        return NcclFabric(timeout_s)
     from rollout.ipc_buffer import IpcFabric
 
-    return IpcFabric(host, timeout_s)
+    return IpcFabric(timeout_s)
 
 
 class GlooFabric:
@@ -203,6 +203,8 @@ class GlooFabric:
 def named_tensors(layout: WeightLayout, buckets: Buckets, digest: WeightDigest) -> Iterator[Named]:
     """All tensors of all buckets, in copies of their own, on their way through a digest."""
     for bucket, tensors in zip(layout.buckets, buckets, strict=True):
+        if tensors and tensors[0].is_cuda:
+            torch.cuda.synchronize()  # they may have been made on another stream than the one here
         for slot, tensor in zip(bucket, tensors, strict=True):
             own = tensor.clone()
             add_to_digest(digest, slot.tensor.name, own)

@@ -134,7 +134,7 @@ class StreamWeightTransferEngine(WeightTransferEngine[FileInitInfo, StreamUpdate
         if kind == "nccl":
             from rollout.nccl_group import NcclInlet
 
-            return NcclInlet(host, self)
+            return NcclInlet(self)
         from rollout.ipc_buffer import IpcInlet
 
         return IpcInlet(self, timeout_s)

@@ -16,7 +16,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def s3_environment() -> Iterator[dict[str, str]]:
-    """A real S3 server on loopback with a bucket `bucket`: what a process that may use it has in its
+    """An S3 server on loopback (moto's) with a bucket `bucket`: what a process that may use it has in its
     environment."""
     import boto3
     from moto.server import ThreadedMotoServer

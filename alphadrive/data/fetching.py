@@ -2,10 +2,11 @@
 
     local_folder("s3://b/train")   the user's cache folder, alphadrive/data/KEY/part-00000.parquet ...
 
-KEY covers the address and every shard's name, size and time of change: a dataset that changes is another one.
+KEY covers the address and every file's name, size and time of change: a dataset that changes is another one.
 A copy is complete or not there; whatever processes of a machine ask for it, one of them copies. Damage on the
 way shows when a row is read: Parquet pages carry checksums. Driver, engines and learner ranks each ask for
-themselves, wherever they run.
+themselves, wherever they run; the driver tells the others its KEY (`s3://b/train#KEY`), so that all of them
+read the same rows or none.
 """
 
 import functools
@@ -26,34 +27,68 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def local_folder(place: str) -> Path:
-    """The folder of a dataset on this machine: `place` itself, or the copy of what lies at that address.
+    """The folder of a dataset on this machine: `place` itself, or the copy of what lies at that address, of
+    the version that `place_for_others` gave where it comes from there.
 
-    Raises DataError when the address cannot be read, holds no shards, or the copy has no room.
+    Raises DataError when the address cannot be read, holds no shards or another version, or the copy has no
+    room.
     """
     if not is_address(place):
         return Path(place)
-    if problem := address_problem(place):
-        raise DataError(f"dataset: {problem}")
+    address, folder = place.partition("#")[0], _copy_of(place)
+    if folder.is_dir():
+        return folder
     try:
-        store = Store.at(place)
-        versions = store.versions()
-        key = hashlib.sha256(json.dumps([place, versions]).encode()).hexdigest()[:32]
-        folder = _cache() / key
-        if not folder.is_dir():
-            with wait_for_lock(_cache() / f"{key}.lock"):
-                if not folder.is_dir():
-                    _fetch(place, store, folder)
+        with wait_for_lock(folder.with_name(f"{folder.name}.lock")):
+            if not folder.is_dir():
+                _fetch(address, Store.at(address), folder)
     except OSError as error:
-        raise DataError(
-            f"{place}: cannot be copied to {_cache()}: {error}; credentials, region and endpoint are taken "
-            "from the environment (docs/submitting.md)"
-        ) from error
+        raise DataError(_unreadable(address, error)) from error
     return folder
 
 
 def place_for_others(place: str) -> str:
-    """The same place, for a process that works in another folder or on another machine."""
-    return place if is_address(place) else str(Path(place).resolve())
+    """The same data, for a process that works in another folder or on another machine: `local_folder` there
+    finds what it finds here. Raises as `local_folder`."""
+    return f"{place}#{local_folder(place).name}" if is_address(place) else str(Path(place).resolve())
+
+
+def access_problem(place: str) -> str | None:
+    """What keeps this machine from copying the data that `place_for_others` gave, in a line; None when
+    nothing does. Copies nothing."""
+    try:
+        _copy_of(place)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _copy_of(place: str) -> Path:
+    """Where the copy of an address is, or is to be. Raises DataError when there is none and the address
+    cannot be read, or holds another version."""
+    address, _, expected = place.partition("#")
+    if problem := address_problem(address):
+        raise DataError(f"dataset: {problem}")
+    if expected and (_cache() / expected).is_dir():
+        return _cache() / expected
+    try:
+        listing = json.dumps([address, Store.at(address).versions()])
+    except OSError as error:
+        raise DataError(_unreadable(address, error)) from error
+    key = hashlib.sha256(listing.encode()).hexdigest()[:32]
+    if expected and key != expected:
+        raise DataError(
+            f"{address}: is not what the driver found there: {key}, expected {expected}; data must not "
+            "change while a run goes on; put it back, or write changed data to another address"
+        )
+    return _cache() / key
+
+
+def _unreadable(address: str, error: OSError) -> str:
+    return (
+        f"{address}: cannot be copied to {_cache()}: {error}; credentials, region and endpoint are taken "
+        "from the environment (docs/submitting.md)"
+    )
 
 
 def _fetch(place: str, store: Store, folder: Path) -> None:

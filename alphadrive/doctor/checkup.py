@@ -31,6 +31,7 @@ def all_checks(config: Config, address: str | None) -> list[Check]:
             *_made("open files", lambda: [machine.check_open_files()]),
             *_made("ports", lambda: [machine.check_ports()]),
             *_made("host name", lambda: [machine.check_host_name()]),
+            *_made("py-spy", lambda: [machine.check_stacks()]),
             *_made("clock", lambda: [machine.check_clock(config, is_cluster=address is not None)]),
         ]
         libraries = loaded.result()

@@ -16,6 +16,7 @@ from alphadrive import model_folder
 from alphadrive.capacity import check_disk, gib
 from alphadrive.config import Config
 from alphadrive.doctor.check import Check, Status
+from alphadrive.doctor.child import ChildError, ask
 from alphadrive.errors import ModelError, ResourceError
 
 SHM = Path("/dev/shm")
@@ -24,6 +25,7 @@ OBJECT_STORE_BYTES = 1 << 30
 FEWEST_FILES, ENOUGH_FILES = 1024, 8192
 """Ray raises the limit to the hard one by itself, and warns below 8192."""
 CLOCK_SKEW_S = 2.0
+STACKS_TIMEOUT_S = 20.0
 HEAD_PORTS = {6379: "Ray", 8265: "Ray's dashboard and jobs", 10001: "Ray clients"}
 RAY_PROCESSES = ("gcs_server", "raylet", "ray::", "dashboard", "ray.util.client")
 _FEWEST_EPHEMERAL = 5000
@@ -133,6 +135,20 @@ def check_open_files(limit: int | None = None) -> Check:
     expected = f"{ENOUGH_FILES} (65536 on a head node with hundreds of workers)"
     remedy = "" if status is Status.OK else remedy
     return Check(name="open files", status=status, found=str(limit), expected=expected, remedy=remedy)
+
+
+def check_stacks(pid: int | None = None) -> Check:
+    """Whether py-spy may look at processes of this user that it is no child of: at this one, if no other is
+    named."""
+    name, expected = "py-spy", "may look at this user's processes"
+    try:
+        seen = ask("cluster.stacks", [str(pid or os.getpid())], STACKS_TIMEOUT_S)
+    except ChildError as error:
+        seen = {"is_seen": False, "note": str(error)}
+    if seen["is_seen"]:
+        return Check(name=name, status=Status.OK, found=expected, expected=expected)
+    remedy = "a run does not need it; `alphadrive stack` does, on the day that one hangs"
+    return Check(name=name, status=Status.WARN, found=str(seen["note"]), expected=expected, remedy=remedy)
 
 
 def check_clock(config: Config, is_cluster: bool, now_s: float | None = None) -> Check:

@@ -13,7 +13,7 @@ from alphadrive.planning.measured import DriverCosts
 from alphadrive.planning.workload import SimulatedGroup
 
 PERIOD_S = 0.004
-LONGEST_PERIOD_S = 0.25
+LONGEST_PERIOD_S = 1.0
 """Both as `cluster.rollout_pool`."""
 
 

@@ -1,6 +1,7 @@
 """The learner and the weight sync, in virtual time, by the rules of the modules of these names in `cluster`.
 
-Steps, publishes and the catching up of new engines exclude each other: one lock.
+Steps, publishes and the catching up of new engines exclude each other: one lock. The driver calls every rank
+for a step, an export and a comparison, and tells ranks in between what they will be dealt.
 """
 
 from collections import deque
@@ -15,6 +16,8 @@ from alphadrive.planning.pool import SimulatedPool
 from alphadrive.planning.workload import SimulatedGroup
 
 Done = Callable[[], None]
+EXPECT_DELAY_S, EXPECT_RANK_S, LONGEST_EXPECT_DELAY_S = 0.02, 0.004, 1.0
+"""As `cluster.learner_group`."""
 
 
 class SimulatedLearner:
@@ -34,6 +37,8 @@ class SimulatedLearner:
         self._clock, self._driver, self._random, self._pool = clock, driver, random, pool
         self._measured, self._setup = measured, setup
         self._share = measured.num_ranks / setup.num_ranks
+        self._call_all_s = setup.num_ranks * measured.driver.call_s
+        self._expecting: set[int] = set()
         self._is_locked = False
         self._locking: deque[Done] = deque()
         self._updating: set[SimulatedLine] = set()
@@ -42,6 +47,17 @@ class SimulatedLearner:
         self._is_comparing = False
         self._all_proved: Done
         pool.catch_up, pool.lost, pool.emptied = self.catch_up, self._lost, self._emptied
+
+    def expect(self, group: SimulatedGroup) -> None:
+        """Tell the rank that will be dealt a group, a moment later."""
+        if not self._expecting:
+            delay_s = max(EXPECT_DELAY_S, self._setup.num_ranks * EXPECT_RANK_S)
+            self._clock.after(min(delay_s, LONGEST_EXPECT_DELAY_S), self._tell_expected)
+        self._expecting.add(group.ticket % self._setup.num_ranks)
+
+    def _tell_expected(self) -> None:
+        self._driver.do(len(self._expecting) * self._measured.driver.call_s, lambda: None)
+        self._expecting.clear()
 
     def step(self, groups: Sequence[SimulatedGroup], done: Done) -> None:
         """Make a step on groups."""
@@ -57,7 +73,7 @@ class SimulatedLearner:
             self._release()
             done()
 
-        self._acquire(lambda: self._driver.do(self._measured.driver.call_s, begin))
+        self._acquire(lambda: self._driver.do(self._call_all_s, begin))
 
     def publish(self, done: Done) -> None:
         """Bring the weights to all engines that are up."""
@@ -98,7 +114,8 @@ class SimulatedLearner:
             done()
             return
         export_s = float(self._random.choice(self._measured.export_s))
-        self._clock.after(export_s, self._send, [line for line in lines if not line.is_dead])
+        updated = [line for line in lines if not line.is_dead]
+        self._driver.do(self._call_all_s, self._clock.after, export_s, self._send, updated)
 
     def _send(self, lines: list[SimulatedLine]) -> None:
         for line in lines:
@@ -137,7 +154,8 @@ class SimulatedLearner:
         if self._arrived and not self._is_comparing:
             self._is_comparing = True
             arrived, self._arrived = self._arrived, []
-            self._clock.after(len(arrived) * self._measured.canary_s * self._share, self._prove, arrived)
+            seconds = len(arrived) * self._measured.canary_s * self._share
+            self._driver.do(self._call_all_s, self._clock.after, seconds, self._prove, arrived)
 
     def _prove(self, lines: list[SimulatedLine]) -> None:
         self._is_comparing = False

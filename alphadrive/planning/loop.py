@@ -68,6 +68,7 @@ class SimulatedLoop:
             self._start_groups()
         else:
             self._pending[group.ticket] = group
+            self.learner.expect(group)
         self._take()
 
     def _start_groups(self) -> None:

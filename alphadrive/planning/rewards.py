@@ -9,8 +9,8 @@ from alphadrive.planning.clock import Clock, SimulatedDriver
 from alphadrive.planning.measured import Measured
 from alphadrive.planning.workload import SimulatedGroup
 
-BATCH_S = 0.02
-"""As `cluster.reward_pool`."""
+BATCH_S, PERIOD_S = 0.02, 0.004
+"""Both as `cluster.reward_pool`."""
 
 
 class SimulatedRewards:
@@ -30,6 +30,7 @@ class SimulatedRewards:
         self._num_idle = num_workers
         self._waiting: deque[SimulatedGroup] = deque()
         self._group_s = BATCH_S
+        self._handed_out_s = float("-inf")
         self._is_handing_out = False
 
     def score(self, group: SimulatedGroup) -> None:
@@ -40,13 +41,14 @@ class SimulatedRewards:
     def _hand_out_soon(self) -> None:
         if not self._is_handing_out:
             self._is_handing_out = True
-            self._clock.after(0.0, self._hand_out)
+            self._clock.at(self._handed_out_s + PERIOD_S, self._hand_out)
 
     def _hand_out(self) -> None:
         self._is_handing_out = False
         costs = self._measured.driver
         while self._num_idle and self._waiting:
             self._num_idle -= 1
+            self._handed_out_s = self._clock.now_s
             number = min(len(self._waiting), max(1, int(np.ceil(BATCH_S / self._group_s))))
             batch = [self._waiting.popleft() for _ in range(number)]
             seconds = float(self._random.choice(self._measured.score_s, number).sum())

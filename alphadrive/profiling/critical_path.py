@@ -93,16 +93,15 @@ def _of_ticket(driver: Track, name: str, ticket: int) -> Intervals:
 
 
 def _of_training(recording: Recording, window: Interval) -> list[tuple[str, Intervals]]:
-    """The spans of the rank whose part of this step took longest."""
+    """The spans of the rank whose part of this step took longest; where all is one process, of that."""
 
     def its_step(track: Track) -> list[Span]:
-        return [
-            span for span in track.named("train") if window[0] <= span.start_ns and span.end_ns <= window[1]
-        ]
+        trained = track.named("train", lane="")
+        return [span for span in trained if window[0] <= span.start_ns and span.end_ns <= window[1]]
 
     ranks = [
         (spans[0].end_ns, track.source)
-        for track in recording.of_kind("learner")
+        for track in recording.of_kind("learner") or [recording.driver]
         if (spans := its_step(track))
     ]
     if not ranks:

@@ -28,8 +28,6 @@ def report_text(name: str, profile: Profile) -> str:
         "",
         "the train loop",
         *_loop_lines(profile),
-        "",
-        "the workers, shares of their time",
         *_worker_lines(profile),
         "",
         f"critical path of the median step ({profile.median_step})",
@@ -65,11 +63,14 @@ def _bar(share: float) -> str:
 
 
 def _worker_lines(profile: Profile) -> list[str]:
+    if not profile.kinds:
+        return []  # one process, as of `alphadrive debug`
     causes = [cause for cause in CAUSES if any(cause in kind.idle for kind in profile.kinds.values())]
     head = f"  {'kind':<9}{'n':>3}{'busy':>8}{'idle':>8}   of it: " + "".join(
         f"{cause:>12}" for cause in causes
     )
-    return [head, *(_kind_line(name, kind, causes) for name, kind in profile.kinds.items())]
+    title = ["", "the workers, shares of their time", head]
+    return [*title, *(_kind_line(name, kind, causes) for name, kind in profile.kinds.items())]
 
 
 def _kind_line(name: str, kind: KindProfile, causes: list[str]) -> str:

@@ -20,6 +20,8 @@ from alphadrive.profiling.steps import all_steps
 
 TIMELINE_FILE = "timeline.json"
 MAIN_LANES = {"": "spans", LOOP: "train loop"}
+PID_STEP = 10_000
+"""Ids of lanes are apart in all processes; the first one has its process's, which Perfetto shows on top."""
 
 Event = dict[str, Any]
 
@@ -27,9 +29,10 @@ Event = dict[str, Any]
 def write_timeline(folder: Path, recording: Recording) -> Path:
     """Write the timeline into a run's folder, whole or not at all."""
     path = folder / TIMELINE_FILE
+    start_unix_ns = recording.unix_ns + start_ns(recording) - recording.started_ns
     trace = {
         "displayTimeUnit": "ms",
-        "otherData": {"started_unix_s": recording.unix_ns / 1e9, **recording.facts},
+        "otherData": {"start_unix_s": start_unix_ns / 1e9, **recording.facts},
         "traceEvents": trace_events(recording),
     }
     write_text(path, json.dumps(trace, separators=(",", ":")))
@@ -38,17 +41,25 @@ def write_timeline(folder: Path, recording: Recording) -> Path:
 
 def trace_events(recording: Recording) -> list[Event]:
     """All events: names of processes and lanes, then a complete event (`ph: X`) for each span. Times are in
-    microseconds since the session began."""
-    states = _states(recording)
+    microseconds since `start_ns`."""
+    states, zero_ns = _states(recording), start_ns(recording)
     events: list[Event] = []
     tracks = [track for kind in KINDS for track in recording.of_kind(kind)]
-    for pid, track in enumerate(tracks, start=1):
+    for number, track in enumerate(tracks, start=1):
+        pid = PID_STEP * number
         events += _metadata(pid, 0, "process", track.source, pid)
         lanes = list(_lanes(track, states.get(track.source, [])))
-        for tid, (name, spans) in enumerate(lanes, start=1):
+        for tid, (name, spans) in enumerate(lanes, start=pid):
             events += _metadata(pid, tid, "thread", name, tid)
-            events += (_complete(span, pid, tid, recording.started_ns) for span in spans)
+            events += (_complete(span, pid, tid, zero_ns) for span in spans)
     return events
+
+
+def start_ns(recording: Recording) -> int:
+    """The start of the session, or of the first span where that was before: Perfetto drops negative
+    times."""
+    firsts = [track.spans[0].start_ns for track in recording.tracks.values() if track.spans]
+    return min(recording.started_ns, *firsts) if firsts else recording.started_ns
 
 
 def _states(recording: Recording) -> dict[str, list[Span]]:
@@ -75,7 +86,7 @@ def _state_name(name: str, kind: str) -> str:
 def _lanes(track: Track, states: Sequence[Span]) -> Iterator[tuple[str, list[Span]]]:
     if states:
         yield "state", sorted(states, key=lambda span: span.start_ns)
-    for lane in dict.fromkeys(sorted(span.lane for span in track.spans)):
+    for lane in sorted({span.lane for span in track.spans}, key=lambda lane: (lane == GROUPS, lane)):
         spans = [span for span in track.spans if span.lane == lane]
         if lane == GROUPS:
             yield from ((f"groups {row}", own) for row, own in enumerate(in_rows(spans), start=1))
@@ -111,14 +122,14 @@ def _metadata(pid: int, tid: int, what: str, name: str, order: int) -> list[Even
     ]
 
 
-def _complete(span: Span, pid: int, tid: int, started_ns: int) -> Event:
+def _complete(span: Span, pid: int, tid: int, zero_ns: int) -> Event:
     return {
         "ph": "X",
         "name": span.name,
         "cat": span.lane or "main",
         "pid": pid,
         "tid": tid,
-        "ts": (span.start_ns - started_ns) / 1e3,
+        "ts": (span.start_ns - zero_ns) / 1e3,
         "dur": (span.end_ns - span.start_ns) / 1e3,
         "args": span.args,
     }

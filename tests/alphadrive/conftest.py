@@ -2,9 +2,10 @@
 
 import io
 import json
+import socket
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -125,9 +126,50 @@ def s3(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://bucket/{uuid.uuid4().hex}"
 
 
-@pytest.fixture(params=["file", "s3"])
+@pytest.fixture(scope="session")
+def gs_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Google's cloud storage as its emulator does it, on loopback, with a bucket `bucket`, and a service
+    account that it takes: what a process that may use it has in its environment."""
+    reason = "the dev extra brings gcp-storage-emulator"
+    server_module = pytest.importorskip("gcp_storage_emulator.server", reason=reason)
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    account = {
+        "type": "service_account",
+        "project_id": "tests",
+        "private_key_id": "1",
+        "private_key": key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
+        "client_email": "tests@tests.iam.gserviceaccount.com",
+        "client_id": "1",
+        "token_uri": f"http://127.0.0.1:{port}/token",
+    }
+    credentials = tmp_path_factory.mktemp("gs") / "account.json"
+    credentials.write_text(json.dumps(account))
+    server = server_module.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    server.start()
+    yield {
+        "GOOGLE_APPLICATION_CREDENTIALS": str(credentials),
+        "CLOUD_STORAGE_EMULATOR_ENDPOINT": f"http://127.0.0.1:{port}",
+    }
+    server.stop()
+
+
+@pytest.fixture
+def gs(gs_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """As `s3`, at gs://."""
+    for name, value in gs_environment.items():
+        monkeypatch.setenv(name, value)
+    return f"gs://bucket/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=["file", "s3", "gs"])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty place, of each kind that runs here."""
     if request.param == "file":
         return (tmp_path / "store").as_uri()
-    return str(request.getfixturevalue("s3"))
+    return str(request.getfixturevalue(request.param))

@@ -104,6 +104,13 @@ def test_a_check_that_fails_by_itself_does_not_hide_the_others(monkeypatch, caps
     assert rows["clock"]["status"] == "ok"
 
 
+def test_a_stack_that_cannot_be_seen_is_a_warning_with_its_reason():
+    assert machine.check_stacks().status is Status.OK
+    gone = machine.check_stacks(pid=2**22 - 1)
+    assert gone.status is Status.WARN and gone.found == "its process is gone"
+    assert "alphadrive stack" in gone.remedy
+
+
 def test_versions_and_presence_are_judged_by_requirement_and_lock():
     locked = software.locked_versions("cpu")
     assert locked["ray"] == "2.60.0" and locked["torch"] == "2.13.0"

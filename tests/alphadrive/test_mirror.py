@@ -77,6 +77,15 @@ def test_one_that_was_cut_off_is_none_and_goes_with_the_next(config, tmp_path, a
         }
 
 
+def test_what_was_cut_off_is_no_part_of_the_same_step_made_again(config, tmp_path, address):
+    with RunFolder.create(config) as run:
+        (tmp_path / "x").write_text("half")
+        Store.at(address).put(tmp_path / "x", "r/checkpoints/step_000002/model/of-another-world-size.bin")
+        save(run, 2)
+        assert run.mirror.steps() == [2]
+        assert not [name for name in Store.at(address).files("r") if "of-another" in name]
+
+
 def test_a_copy_is_given_up_when_the_run_is_closed(config, monkeypatch):
     has_begun, may_go_on = threading.Event(), threading.Event()
     put = Store.put

@@ -1,5 +1,6 @@
 """Addresses, and files at them."""
 
+import boto3
 import pytest
 
 from alphadrive.config import default_config
@@ -44,6 +45,16 @@ def test_a_bucket_that_is_not_there_takes_nothing(s3, tmp_path):
     (tmp_path / "source").write_text("x")
     with pytest.raises(OSError, match="NO_SUCH_BUCKET"):
         Store.at("s3://nobody-s/place").put(tmp_path / "source", "x")
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/../../../evil", "/etc/evil", "./evil"])
+def test_names_in_a_bucket_that_would_lead_out_of_a_folder_are_refused(s3, s3_environment, name):
+    bucket, _, folder = s3.removeprefix("s3://").partition("/")
+    client = boto3.client("s3", endpoint_url=s3_environment["AWS_ENDPOINT_URL"])
+    for key in ("fine", name):
+        client.put_object(Bucket=bucket, Key=f"{folder}/checkpoints/{key}", Body=b"x")
+    with pytest.raises(OSError, match="no name of a file in a folder"):
+        Store.at(s3).files("checkpoints")
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/path", "gs://bucket/a/b", "file:///shared/train"])

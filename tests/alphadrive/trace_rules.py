@@ -14,7 +14,9 @@ def lanes_of(trace):
             if event["name"].endswith("_name"):
                 names[event["name"], where] = event["args"]["name"]
             continue
-        assert event["ph"] == "X" and event["dur"] >= 0 and isinstance(event["args"], dict)
+        assert (
+            event["ph"] == "X" and event["ts"] >= 0 and event["dur"] >= 0 and isinstance(event["args"], dict)
+        )
         process = names["process_name", (event["pid"], 0)]
         lanes[process, names["thread_name", where]].append(
             (event["name"], event["ts"], event["ts"] + event["dur"])

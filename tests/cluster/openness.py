@@ -47,6 +47,11 @@ def listeners(processes: Iterable[psutil.Process]) -> set[Listener]:
     return found
 
 
+def exposed(opened: Iterable[Listener]) -> list[Listener]:
+    """Those that another machine could reach."""
+    return [each for each in opened if each.address.removeprefix("::ffff:") not in ("127.0.0.1", "::1")]
+
+
 def kind_of(process: psutil.Process) -> str:
     """What a process is, as SECURITY.md calls it: Ray and vLLM write it into the command line."""
     line = " ".join(process.cmdline())

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from openness import documented_processes, exposed, listeners
 
 from alphadrive.cli import run as run_command
 from alphadrive.config import load_config
@@ -153,7 +154,7 @@ def test_two_engines_and_two_ranks_survive_the_kill_of_an_engine(scenes, tmp_pat
     from cluster.launch import run_grpo
 
     folder = tmp_path / "r"
-    killed, seen = [], []
+    killed, seen, opened = [], [], set()
 
     def engine_cores():
         children = psutil.Process().children(recursive=True)
@@ -163,6 +164,7 @@ def test_two_engines_and_two_ranks_survive_the_kill_of_an_engine(scenes, tmp_pat
     def kill_an_engine():
         wait_for(lambda: status_of(folder)["step"] >= 1)
         wait_for(engine_cores, timeout_s=20)
+        opened.update(listeners(psutil.Process().children(recursive=True)))
         killed.append(engine_cores()[0]["pid"])
         os.kill(killed[0], signal.SIGKILL)
 
@@ -173,6 +175,8 @@ def test_two_engines_and_two_ranks_survive_the_kill_of_an_engine(scenes, tmp_pat
     result = run_grpo(config)
     killer.join()
     assert killed, seen
+    assert opened and exposed(opened) == []
+    assert {each.process for each in opened} <= documented_processes()
     assert (result.status, result.checkpoint.step) == ("finished", 8)
     counts = result.summary["grpo"]["epochs"]["0"]
     assert counts == {"issued": 32, "trained": 32}
@@ -182,15 +186,19 @@ def test_two_engines_and_two_ranks_survive_the_kill_of_an_engine(scenes, tmp_pat
 
 def test_debug_mode_trains_in_this_one_process_and_a_breakpoint_in_a_reward_is_hit(scenes, tmp_path):
     program = (
-        "import sys, rewards.score, alphadrive.cli\n"
+        "import psutil, sys, rewards.score, alphadrive.cli\n"
+        "me, listening = psutil.Process(), set()\n"
         "inner = rewards.score.random_terms\n"
         "def stopping(num_texts, key):\n"
         "    breakpoint()\n"
+        "    listening.update(each.laddr.ip for each in me.net_connections('inet') if not each.raddr)\n"
         "    return inner(num_texts, key)\n"
         "rewards.score.random_terms = stopping\n"
         "sys.breakpointhook = lambda: print('BREAK', __import__('os').getpid())\n"
         "print('MAIN', __import__('os').getpid())\n"
-        "sys.exit(alphadrive.cli.run(sys.argv[1:]))\n"
+        "code = alphadrive.cli.run(sys.argv[1:])\n"
+        "print('LISTENING', *listening)\n"
+        "sys.exit(code)\n"
     )
     arguments = ["debug", "debug", *overrides(scenes, tmp_path, "grpo.steps=2")]
     done = subprocess.run(
@@ -204,6 +212,8 @@ def test_debug_mode_trains_in_this_one_process_and_a_breakpoint_in_a_reward_is_h
     lines = done.stdout.splitlines()
     (main,) = [line.split()[1] for line in lines if line.startswith("MAIN")]
     assert [line.split()[1] for line in lines if line.startswith("BREAK")] == [main] * 8
+    (listening,) = [line.split()[1:] for line in lines if line.startswith("LISTENING")]
+    assert set(listening) <= {"127.0.0.1", "::1"}
     assert "What stands in for what" in done.stderr
     assert status_of(tmp_path / "r")["status"] == "finished"
     assert (tmp_path / "r" / "checkpoints" / "step_000002" / "model" / "model.safetensors").is_file()

@@ -140,6 +140,7 @@ def test_the_dashboard_groups_and_labels_by_tags_that_there_are(dashboard):
                 if exported_names(name) & set(re.findall(r"ray_\w+", target["expr"])):
                     tags |= set(METRICS[name].tags)
             used = re.findall(r"{{(\w+)}}", target["legendFormat"])
+            assert "run" in used, "several runs may be chosen"
             for by in re.findall(r"by \(([^)]*)\)", target["expr"]):
                 used += [tag.strip() for tag in by.split(",")]
             assert set(used) <= tags, target

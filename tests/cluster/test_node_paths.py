@@ -35,13 +35,13 @@ def test_a_node_that_sees_the_same_says_nothing_and_leaves_nothing(seen, mark):
     data, model = (each.folder for each in seen)
     (data / "notes.txt").write_text("read by nobody")
     (model / "README.md").write_text("read by nobody")
-    assert differences(seen, mark) == []
+    assert differences(seen, {}, mark) == []
     assert list(mark.parent.iterdir()) == [mark]
 
 
 def test_a_folder_that_is_not_there_is_named_with_its_key(seen, mark):
     elsewhere = seen[0]._replace(folder=seen[0].folder / "none")
-    assert differences([elsewhere], mark) == [f"data.train: {elsewhere.folder} is missing"]
+    assert differences([elsewhere], {}, mark) == [f"data.train: {elsewhere.folder} is missing"]
 
 
 def change_the_end(data, model):
@@ -75,22 +75,31 @@ def add_and_remove(data, model):
 @pytest.mark.parametrize("change", [change_the_end, cut_short, remove, add_a_shard, add_and_remove])
 def test_a_file_that_differs_is_named_with_its_key(seen, mark, change):
     key, file, words = change(*(each.folder for each in seen))
-    assert differences(seen, mark) == [f"{key}: {file} {words}"]
+    assert differences(seen, {}, mark) == [f"{key}: {file} {words}"]
+
+
+def test_data_at_an_address_that_is_not_what_the_driver_found_is_named(tmp_path, seen, mark, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    remote = {"data.train": f"{seen[0].folder.as_uri()}#0123"}
+    (line,) = differences([], remote, mark)
+    assert line.startswith("data.train: file:///") and "is not what the driver found there" in line
+    (tmp_path / "cache" / "alphadrive" / "data" / "0123").mkdir(parents=True)
+    assert differences([], remote, mark) == []
 
 
 def test_another_run_folder_is_told_from_a_missing_one(mark, monkeypatch):
     monkeypatch.setattr(node_paths, "LOOKS", 1)
     monkeypatch.setattr(node_paths.time, "sleep", lambda seconds: None)
     mark.unlink()
-    assert differences([], mark) == [f"run.root: {mark.parent} is another folder than the driver's"]
+    assert differences([], {}, mark) == [f"run.root: {mark.parent} is another folder than the driver's"]
     mark.parent.rmdir()
-    assert differences([], mark) == [f"run.root: {mark.parent} is missing"]
+    assert differences([], {}, mark) == [f"run.root: {mark.parent} is missing"]
 
 
 def test_a_run_folder_that_shows_the_file_late_is_waited_for(mark, monkeypatch):
     mark.unlink()
     monkeypatch.setattr(node_paths.time, "sleep", lambda seconds: mark.write_text(mark.name))
-    assert differences([], mark) == []
+    assert differences([], {}, mark) == []
 
 
 def test_a_run_folder_that_cannot_be_written_is_found_out(mark, monkeypatch):
@@ -101,4 +110,4 @@ def test_a_run_folder_that_cannot_be_written_is_found_out(mark, monkeypatch):
         raise PermissionError("read-only")
 
     monkeypatch.setattr(node_paths.Path, "write_text", refuse)
-    assert differences([], mark) == [f"run.root: {mark.parent} cannot be written: read-only"]
+    assert differences([], {}, mark) == [f"run.root: {mark.parent} cannot be written: read-only"]

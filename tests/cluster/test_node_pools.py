@@ -22,7 +22,12 @@ pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
 
 POOLS = ["cluster.learner_pool=pool=learner", "cluster.rollout_pool=pool=rollout"]
-GPUS = ["learner.gpus_per_rank=1", "rollout.gpus_per_worker=1", "rollout.num_workers=2"]
+GPUS = [
+    "learner.gpus_per_rank=1",
+    "rollout.gpus_per_worker=1",
+    "rollout.num_workers=2",
+    "rollout.weight_transfer=file",
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +36,10 @@ def nodes():
     import ray
     from ray.cluster_utils import Cluster
 
+    from cluster.private_cluster import ask_for_token
     from cluster.processes import ProcessTree, end_processes
 
+    ask_for_token()
     with ProcessTree() as tree:
         before = tree.descendants()
         cluster = patiently(Cluster, initialize_head=True, head_node_args={"num_cpus": 0})

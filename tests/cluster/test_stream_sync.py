@@ -20,7 +20,7 @@ def run_streamed(tmp_path, monkeypatch, main, **options):
     run_synchronised(tmp_path, monkeypatch, main, kind="gloo", options={"streams": True}, **options)
 
 
-def test_every_engine_takes_every_version_in_both_modes_and_a_killed_one_is_replaced_and_catches_up(
+def test_every_engine_takes_every_version_a_killed_one_is_replaced_and_a_wrong_version_is_refused(
     small_ray, tmp_path, monkeypatch
 ):
     from test_pools import states, until
@@ -44,9 +44,11 @@ def test_every_engine_takes_every_version_in_both_modes_and_a_killed_one_is_repl
             "engine-0.1": [(0, 3), (0, 4)],
         }
         assert sync.canary_differences == [0.0] * len(sync.canary_differences)
+        await learner._ranks[0].make_offer.remote(WeightVersion(0, 7))
+        with pytest.raises(WeightSyncError, match=r"offers version 0\.7 of its weights, expected 0\.4"):
+            await sync.publish(learner.version)
 
     run_streamed(tmp_path, monkeypatch, main, num_ranks=2)
-    run_streamed(tmp_path, monkeypatch, main, update_mode="wait")
 
 
 def test_a_silent_engine_is_named_and_fenced_while_the_others_draw_and_are_updated(
@@ -66,27 +68,12 @@ def test_a_silent_engine_is_named_and_fenced_while_the_others_draw_and_are_updat
         assert sync.paused_seconds[-1] < 1.0
 
     run_streamed(tmp_path, monkeypatch, main)
-    assert "(rank 1 of 3) did not answer the roll call in rollout.sync_timeout_s=5" in caplog.text
+    assert "(rank 1 of 3) did not answer the roll call in rollout.sync_timeout_s=3" in caplog.text
 
 
-def test_engines_stay_when_the_learner_is_lost_before_a_transfer_and_find_the_next_one(
+def test_engines_stay_when_the_learner_is_lost_in_the_roll_call_and_find_the_next_one(
     small_ray, tmp_path, monkeypatch
 ):
-    async def main(pool, learner, sync):
-        os.kill(learner._gang.processes[0].pid, signal.SIGKILL)
-        with pytest.raises(LearnerDiedError):
-            await sync.publish(learner.version)
-        await learner.restart(WeightVersion(1, 0), None)
-        await sync.publish(learner.version)
-        assert pool.num_lost == 0
-        for engine in pool.engines:
-            assert await engine.actor.updates_taken.remote() == [(0, 0), (1, 0)]
-            assert engine.version == WeightVersion(1, 0)
-
-    run_streamed(tmp_path, monkeypatch, main)
-
-
-def test_a_learner_that_is_lost_in_the_roll_call_costs_no_engine(small_ray, tmp_path, monkeypatch):
     from cluster.learner_group import LearnerGroup
 
     async def main(pool, learner, sync):
@@ -98,19 +85,15 @@ def test_a_learner_that_is_lost_in_the_roll_call_costs_no_engine(small_ray, tmp_
             await asyncio.sleep(0.5)
             return offer
 
-        monkeypatch.setattr(LearnerGroup, "offer_weights", offer_and_die)
-        with pytest.raises(LearnerDiedError):
-            await sync.publish(learner.version)
-        assert pool.num_lost == 0
-        monkeypatch.undo()
-
-    run_streamed(tmp_path, monkeypatch, main)
-
-
-def test_another_version_than_the_published_one_is_refused_by_name(small_ray, tmp_path, monkeypatch):
-    async def main(pool, learner, sync):
-        await learner._ranks[0].make_offer.remote(WeightVersion(0, 7))
+        with monkeypatch.context() as patch:
+            patch.setattr(LearnerGroup, "offer_weights", offer_and_die)
+            with pytest.raises(LearnerDiedError):
+                await sync.publish(learner.version)
+        await learner.restart(WeightVersion(1, 0), None)
         await sync.publish(learner.version)
+        assert pool.num_lost == 0
+        for engine in pool.engines:
+            assert await engine.actor.updates_taken.remote() == [(0, 0), (1, 0)]
+            assert engine.version == WeightVersion(1, 0)
 
-    with pytest.raises(WeightSyncError, match=r"offers version 0\.7 of its weights, expected 0\.0"):
-        run_streamed(tmp_path, monkeypatch, main)
+    run_streamed(tmp_path, monkeypatch, main, update_mode="wait")

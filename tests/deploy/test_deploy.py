@@ -1,14 +1,11 @@
 """What `deploy/` ships: linted, checked against the schemas of Kubernetes and KubeRay, and held to this
-project's commands, keys and locks. The Slurm script runs against programs that stand in for Slurm's."""
+project's commands, keys and locks."""
 
 import inspect
-import os
 import re
 import shlex
-import signal
 import subprocess
 import sysconfig
-import time
 from pathlib import Path
 
 import jsonschema
@@ -19,6 +16,7 @@ import yaml
 from alphadrive.cli import parse_arguments
 from alphadrive.config import load_config
 from alphadrive.doctor.software import lock_pins
+from alphadrive.pools import parse_pool
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -28,7 +26,12 @@ GPU_LOCK = lock_pins(ROOT / "requirements" / "gpu.lock")
 
 COUNT = {"type": "integer", "minimum": 0}
 TEMPLATE = {"type": "object", "required": ["spec"]}
-PARAMETERS = {"type": "object", "additionalProperties": {"type": "string"}}
+PARAMETERS = {
+    "type": "object", "additionalProperties": {"type": "string"},
+    "propertyNames": {"not": {"enum": ["labels", "resources", "num-gpus", "memory"]}},
+}  # fmt: skip
+"""KubeRay refuses labels here; resources are the pod's limits."""
+LABELS = {"type": "object", "additionalProperties": {"type": "string"}}
 
 
 def closed(required, **properties):
@@ -49,6 +52,7 @@ WORKER_GROUP = closed(
     replicas=COUNT,
     minReplicas=COUNT,
     maxReplicas=COUNT,
+    labels=LABELS,
     rayStartParams=PARAMETERS,
     template=TEMPLATE,
 )
@@ -62,6 +66,7 @@ RAY_JOB = closed(
         entrypoint={"type": "string"},
         submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode"]},
         backoffLimit=COUNT,
+        submitterPodTemplate=TEMPLATE,
         shutdownAfterJobFinishes={"type": "boolean"},
         ttlSecondsAfterFinished=COUNT,
         rayClusterSpec=closed(
@@ -69,7 +74,12 @@ RAY_JOB = closed(
             rayVersion={"type": "string"},
             authOptions=closed(["mode"], mode={"const": "token"}, secretName={"type": "string"}),
             enableInTreeAutoscaling={"type": "boolean"},
-            autoscalerOptions=closed([], idleTimeoutSeconds=COUNT),
+            autoscalerOptions=closed(
+                ["version"],
+                version={"enum": ["v1", "v2"]},
+                idleTimeoutSeconds=COUNT,
+                securityContext={"type": "object"},
+            ),
             headGroupSpec=HEAD_GROUP,
             workerGroupSpecs={"type": "array", "items": WORKER_GROUP, "minItems": 1},
         ),
@@ -97,8 +107,14 @@ def entrypoint(job):
     return args, load_config(args.config, args.overrides)
 
 
-def pod_of(name, group):
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": group["template"]["spec"]}
+def pod_of(name, template):
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": template["spec"]}
+
+
+def templates(job):
+    """Every pod of the job by the name of its group; `submitter` is that of the submission."""
+    of_groups = {name: group["template"] for name, group in groups(job).items()}
+    return of_groups | {"submitter": job["spec"]["submitterPodTemplate"]}
 
 
 def lint(program, *arguments):
@@ -121,19 +137,21 @@ def test_the_manifests_fit_the_schemas_of_kubernetes_and_kuberay():
     claim, job = manifests()
     kubernetes_validate.validate(claim, KUBERNETES, strict=True)
     jsonschema.validate(job, RAY_JOB)
-    for name, group in groups(job).items():
-        kubernetes_validate.validate(pod_of(name, group), KUBERNETES, strict=True)
+    for name, template in templates(job).items():
+        kubernetes_validate.validate(pod_of(name, template), KUBERNETES, strict=True)
 
 
 def test_a_slip_in_a_pod_or_in_the_job_is_seen():
     _, job = manifests()
-    pod = pod_of("head", groups(job)["head"])
+    pod = pod_of("head", templates(job)["head"])
     pod["spec"]["containers"][0]["volumeMount"] = []
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
-    job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] = 0
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(job, RAY_JOB)
+    parameters = groups(job)["head"]["rayStartParams"]
+    for slip in ({"num-cpus": 0}, {"labels": "pool=head"}):
+        groups(job)["head"]["rayStartParams"] = parameters | slip
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(job, RAY_JOB)
 
 
 def test_the_entrypoint_is_a_command_of_this_project_that_can_be_repeated():
@@ -145,21 +163,37 @@ def test_the_entrypoint_is_a_command_of_this_project_that_can_be_repeated():
     assert config.run.name == job["metadata"]["name"]
 
 
-def test_the_nodes_have_the_gpus_that_the_run_asks_for():
+def as_ray_sees_it(job):
+    """The node types that Ray's autoscaler reads from the manifest."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    resource = {"metadata": {"name": "x", "namespace": "default"}, "spec": job["spec"]["rayClusterSpec"]}
+    return _derive_autoscaling_config_from_ray_cr(resource)["available_node_types"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own
+def test_the_nodes_have_the_gpus_that_the_run_asks_for_and_the_labels_of_its_pools():
     _, job = manifests()
     _, config = entrypoint(job)
-    by_name = groups(job)
-
-    def gpus(name):
-        (container,) = by_name[name]["template"]["spec"]["containers"]
-        assert container["resources"]["limits"] == container["resources"]["requests"]
-        return int(container["resources"]["limits"]["nvidia.com/gpu"]) * by_name[name]["replicas"]
-
-    assert gpus("learner") == config.learner.num_ranks * config.learner.gpus_per_rank
-    assert gpus("rollout") == config.rollout.num_workers * config.rollout.gpus_per_worker
-    assert {name: group["rayStartParams"].get("labels") for name, group in by_name.items()} == {
-        "head": None, "learner": "pool=learner", "rollout": "pool=rollout"
+    types = as_ray_sees_it(job)
+    assert {name: node["labels"] for name, node in types.items()} == {
+        "headgroup": {}, "learner": {"pool": "learner"}, "rollout": {"pool": "rollout"}
     }  # fmt: skip
+    assert types["headgroup"]["resources"]["CPU"] == 0
+    for key in ("learner_pool", "rollout_pool", "reward_pool"):
+        pool = parse_pool(key, getattr(config.cluster, key))
+        assert pool and any(pool.items() <= node["labels"].items() for node in types.values())
+    learner, rollout = types["learner"], types["rollout"]
+    ranks = config.learner.num_ranks
+    assert learner["resources"]["GPU"] * learner["min_workers"] == ranks * config.learner.gpus_per_rank
+    assert learner["resources"]["CPU"] * learner["min_workers"] >= ranks * config.learner.cpus_per_rank
+    engines = config.rollout.num_workers
+    assert rollout["resources"]["GPU"] == config.rollout.gpus_per_worker
+    assert rollout["resources"]["CPU"] >= config.rollout.cpus_per_worker
+    assert 1 <= groups(job)["rollout"]["replicas"] <= engines <= rollout["max_workers"]
+    for group in groups(job).values():
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["resources"]["limits"] == container["resources"]["requests"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own
@@ -178,15 +212,22 @@ def test_ray_is_the_locked_one_and_knows_every_parameter():
     assert set(re.findall(r"--([a-z-]+)", of_ray)) <= known
 
 
-def test_every_pod_is_confined_and_reaches_the_shared_volume():
-    claim, job = manifests()
-    for name, group in groups(job).items():
-        pod = group["template"]["spec"]
+def test_every_pod_is_confined():
+    _, job = manifests()
+    confined = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert job["spec"]["rayClusterSpec"]["autoscalerOptions"]["securityContext"] == confined
+    for name, template in templates(job).items():
+        pod = template["spec"]
         assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == 10001
+        assert [container["securityContext"] for container in pod["containers"]] == [confined]
+        assert pod["automountServiceAccountToken"] == (name == "head")
+
+
+def test_every_node_has_the_shared_volume_and_shared_memory():
+    claim, job = manifests()
+    for group in groups(job).values():
+        pod = group["template"]["spec"]
         (container,) = pod["containers"]
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}
-        }  # fmt: skip
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
         assert mounted["/shared"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
@@ -194,7 +235,6 @@ def test_every_pod_is_confined_and_reaches_the_shared_volume():
         assert shm["medium"] == "Memory"
         memory = container["resources"]["limits"]["memory"]
         assert int(shm["sizeLimit"].removesuffix("Gi")) < int(memory.removesuffix("Gi"))
-        assert pod["automountServiceAccountToken"] == (name == "head")
 
 
 def test_the_token_comes_from_a_secret_and_nothing_secret_is_in_the_files():
@@ -242,99 +282,3 @@ def test_the_image_gets_all_that_an_installation_reads_and_nothing_else():
         packages | {"pyproject.toml", "README.md", "requirements", "configs", "assets", "site_hooks"} <= taken
     )
     assert not taken & {".git", ".venv", "runs", "data", "tests"}
-
-
-SLURM = {
-    "scontrol": 'if [ "$1" = show ]; then printf "nodeA\\nnodeB\\n"; else echo "$*" >>"$LOG"; fi',
-    "getent": "echo 10.0.0.1 STREAM nodeA",
-    "srun": 'echo "srun $*" >>"$LOG"; trap "exit 0" TERM; while :; do sleep 0.05; done',
-    "python": "echo ${NODES_UP:-2}",
-    "alphadrive": """\
-{ echo "alphadrive $*"; stat -c "token %a" "$RAY_AUTH_TOKEN_PATH"; wc -c <"$RAY_AUTH_TOKEN_PATH"
-  echo "$RAY_ADDRESS $RAY_AUTH_MODE"; echo up; } >>"$LOG"
-trap 'sleep 0.3; echo checkpoint >>"$LOG"; exit 143' TERM
-while [ ! -e "$LOG.finish" ]; do sleep 0.05; done
-exit "$(cat "$LOG.finish")" """,
-}
-
-
-@pytest.fixture
-def slurm(tmp_path):
-    """Starts the script on two nodes that are none; gives the process and the file of what was called."""
-    programs = tmp_path / "venv" / "bin"
-    programs.mkdir(parents=True)
-    for name, text in SLURM.items():
-        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
-        (programs / name).chmod(0o755)
-    log = tmp_path / "log"
-    log.touch()
-    started = []
-
-    def start(**environment):
-        given = {
-            "HOME": str(tmp_path), "ALPHADRIVE_VENV": str(programs.parent), "LOG": str(log),
-            "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[A-B]",
-        }  # fmt: skip
-        command = ["bash", str(DEPLOY / "slurm.sbatch"), "grpo", "debug", "run.name=first"]
-        process = subprocess.Popen(command, env=os.environ | given | environment, stderr=subprocess.PIPE)
-        started.append(process)
-        return process, log
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(10)
-        process.stderr.close()
-
-
-def wait_for(log, line):
-    deadline_s = time.monotonic() + 60
-    while line not in log.read_text().splitlines():
-        assert time.monotonic() < deadline_s, log.read_text()
-        time.sleep(0.02)
-
-
-def test_a_slurm_job_starts_ray_behind_a_token_on_every_node_and_ends_with_the_run(slurm, tmp_path):
-    process, log = slurm()
-    wait_for(log, "up")
-    (tmp_path / "log.finish").write_text("3")
-    assert process.wait(30) == 3
-    said = log.read_text()
-    head, worker = sorted(
-        (line for line in said.splitlines() if "srun" in line), key=lambda x: "--head" not in x
-    )
-    assert (
-        "--nodelist=nodeA" in head
-        and "--labels=pool=learner" in head
-        and "--node-ip-address=10.0.0.1" in head
-    )
-    assert "--nodelist=nodeB" in worker and "--labels=pool=rollout --" in worker
-    assert worker.endswith("--address=10.0.0.1:6379")
-    assert "alphadrive grpo debug run.name=first --resume" in said
-    assert "token 600\n64\n10.0.0.1:6379 token\n" in said and "requeue" not in said
-    assert list((tmp_path / ".ray").iterdir()) == []
-
-
-def test_a_slurm_job_whose_time_is_over_ends_with_a_checkpoint_and_is_queued_again(slurm, tmp_path):
-    process, log = slurm()
-    wait_for(log, "up")
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait(30) == 143
-    assert log.read_text().splitlines()[-2:] == ["checkpoint", "requeue 7"]
-    assert list((tmp_path / ".ray").iterdir()) == []
-
-
-def test_a_slurm_job_that_is_cancelled_ends_with_a_checkpoint_and_stays_away(slurm):
-    process, log = slurm()
-    wait_for(log, "up")
-    process.terminate()
-    assert process.wait(30) == 143
-    assert log.read_text().splitlines()[-1] == "checkpoint"
-
-
-def test_a_slurm_job_whose_nodes_do_not_come_up_says_so(slurm, tmp_path):
-    process, log = slurm(NODES_UP="1", ALPHADRIVE_NODES_TIMEOUT_S="0")
-    assert process.wait(30) == 1
-    assert b"Ray has not come up on all 2 nodes in 0 s" in process.stderr.read()
-    assert "alphadrive" not in log.read_text() and list((tmp_path / ".ray").iterdir()) == []

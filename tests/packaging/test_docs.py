@@ -5,21 +5,18 @@ import dataclasses
 import functools
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import DOCS, ROOT, blocks
 
 from alphadrive.cli import parse_arguments
 from alphadrive.config import Config, config_file, default_config, load_config, valid_keys
 from alphadrive.config_checks import get_key
 from alphadrive.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(DOCS.glob("*.md"))]
-PAGES = [page for page in PAGES if page.is_file()]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
@@ -52,14 +49,6 @@ def test_the_default_of_a_key_is_the_documented_one(key: str) -> None:
 # Commands and YAML
 
 
-def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """The code blocks of a page: what they are of (may be nothing), and their text."""
-    for found in re.finditer(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S):
-        yield found[1], found[2]
-    indented = re.findall(r"(?:^    .*\n)+", page.read_text(), re.M)
-    yield from (("", re.sub(r"^    ", "", text, flags=re.M)) for text in indented)
-
-
 def commands(page: Path) -> list[str]:
     """Every `alphadrive …` command of a page that can be typed; continued lines are joined. Lines of a page
     that describe options, or leave something out, are no commands."""
@@ -68,7 +57,7 @@ def commands(page: Path) -> list[str]:
         if kind in ("python", "yaml", "json"):
             continue
         for line in text.replace("\\\n", " ").splitlines():
-            line = re.sub(r"^\$ ", "", line.strip())
+            line = re.split(r"\s{3,}", re.sub(r"^\$ ", "", line.strip()))[0]  # what follows says what it does
             if line.startswith("alphadrive ") and not re.search(r"…|\[--|\.\.\.|\{\w+,|<\w+>|\|", line):
                 found.append(line)
     return found
@@ -175,6 +164,20 @@ def test_the_index_lists_every_page() -> None:
     listed = {link for link in links(DOCS / "README.md") if "#" not in link}
     pages = {page.name for page in DOCS.glob("*.md")} - {"README.md"}
     assert pages - listed == set(), "docs/README.md does not list these"
+
+
+# SECURITY.md
+
+
+def test_every_rule_of_security_names_code_and_tests_that_are_there() -> None:
+    rows = re.findall(r"^\| \*\*(S\d+)\*\* (.*) \|$", (ROOT / "SECURITY.md").read_text(), re.M)
+    assert {rule for rule, _ in rows} == {f"S{number}" for number in range(1, 11)}
+    for rule, text in rows:
+        named = re.findall(
+            r"`((?:alphadrive|cluster|learner|rewards|rollout|requirements|tests)/[\w./*]+)`", text
+        )
+        assert any(path.startswith("tests/") for path in named), rule
+        assert [path for path in named if not list(ROOT.glob(path.rstrip("/")))] == [], rule
 
 
 # docs/supported-versions.md

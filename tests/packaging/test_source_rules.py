@@ -20,12 +20,12 @@ MAY_NAME_SWITCHES = "rollout/environment.py"
 """Which refuses them."""
 
 
-def calls(tree: ast.AST) -> Iterator[tuple[str, dict[str, str]]]:
-    """Every call: what is called, and its keyword arguments, as source."""
+def calls(tree: ast.AST) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Every call: what is called, its first argument and its keyword arguments, as source."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             arguments = {word.arg or "**": ast.unparse(word.value) for word in node.keywords}
-            yield ast.unparse(node.func), arguments
+            yield ast.unparse(node.func), ast.unparse(node.args[0]) if node.args else "", arguments
 
 
 def breaches(source: str) -> list[str]:
@@ -42,7 +42,7 @@ def breaches(source: str) -> list[str]:
             found.append(f"names the address {node.value}")
         if isinstance(node, ast.Constant) and node.value in SWITCHES:
             found.append(f"names {node.value}")
-    for called, arguments in calls(tree):
+    for called, first, arguments in calls(tree):
         if called in RUNNERS:
             found.append(f"calls {called}")
         if called.endswith("torch.load") and arguments.get("weights_only") != "True":
@@ -55,6 +55,8 @@ def breaches(source: str) -> list[str]:
             found.append("starts a shell")
         if called in UNSAFE_YAML:
             found.append(f"calls {called}")
+        if called.endswith("collective_rpc") and not re.match(r"^'\w+'$", first):
+            found.append("calls into an engine by something else than a name")
     return found
 
 
@@ -82,6 +84,7 @@ def test_no_source_loads_or_runs_what_it_does_not_know(file: Path) -> None:
         "server.bind(('0.0.0.0', 1))",
         "yaml.load(x, Loader)",
         "os.environ['VLLM_ALLOW_INSECURE_SERIALIZATION'] = '1'",
+        "llm.collective_rpc(lambda worker: worker.model)",
     ],
 )
 def test_a_breach_is_seen(source: str) -> None:

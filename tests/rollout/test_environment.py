@@ -1,6 +1,7 @@
 """What an engine's process is started with."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,6 @@ def test_settings_follow_the_configuration_and_engines_have_seeds_of_their_own()
     second = engine_settings(config, "m", engine_index=1, attempt=3)
     assert first.seed != second.seed and first.device == "cpu"
     assert first.initial_version == WeightVersion(3, 0)
-    assert first.datasets == {"train": config.data.train}
+    assert first.datasets == {"train": str(Path(config.data.train).resolve())}
     config.rollout.gpus_per_worker = 1.0
     assert engine_settings(config, "m").device == "cuda"

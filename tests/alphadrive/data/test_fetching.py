@@ -3,7 +3,7 @@
 import pytest
 
 from alphadrive.data import fetching
-from alphadrive.data.fetching import local_folder, place_for_others
+from alphadrive.data.fetching import access_problem, local_folder, place_for_others
 from alphadrive.data.parquet import DrivingDataset, write_records
 from alphadrive.errors import DataError
 from alphadrive.object_store import Store
@@ -40,7 +40,6 @@ def test_a_path_is_itself(tmp_path, monkeypatch):
     assert local_folder("data/train").as_posix() == "data/train"
     monkeypatch.chdir(tmp_path)
     assert place_for_others("data/train") == str(tmp_path / "data" / "train")
-    assert place_for_others("s3://bucket/train") == "s3://bucket/train"
 
 
 def test_a_dataset_is_copied_once_and_again_when_it_has_changed(address, upload, monkeypatch):
@@ -55,6 +54,22 @@ def test_a_dataset_is_copied_once_and_again_when_it_has_changed(address, upload,
     more = upload(7)
     assert again(address) != folder and copied
     assert list(DrivingDataset(local_folder(address)).records()) == more
+
+
+def test_workers_read_the_data_that_the_driver_read_or_none(address, upload, cache, monkeypatch):
+    records = upload(5)
+    place = place_for_others(address)
+    another_machine = cache.parent / "on another machine"
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(another_machine))
+        assert access_problem(place) is None and not another_machine.exists()
+    upload(7)
+    assert list(DrivingDataset(again(place)).records()) == records
+    monkeypatch.setenv("XDG_CACHE_HOME", str(another_machine))
+    assert "is not what the driver found there" in access_problem(place)
+    with pytest.raises(DataError, match=r"is not what the driver found there.*must not change"):
+        again(place)
+    assert len(DrivingDataset(again(place_for_others(address)))) == 7
 
 
 def test_half_a_copy_is_none(address, upload, cache, monkeypatch):

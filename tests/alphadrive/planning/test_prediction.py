@@ -24,7 +24,7 @@ def test_the_fewest_engines_that_keep_the_learner_busy_are_recommended(tmp_path)
     assert "the learner" in prediction.reason and "100% of the most" in prediction.reason
     by_engines = {each.num_engines: each.samples_per_s for each in prediction.outcomes}
     assert by_engines[1] == pytest.approx(8.0)
-    assert by_engines[4] == by_engines[64] == pytest.approx(32.0)
+    assert [by_engines[4], by_engines[64]] == pytest.approx([32.0, 32.0], rel=0.01)
     assert "recommended: 4 engines" in str(prediction)
     fields = json.loads(json.dumps(prediction.as_fields()))
     assert fields["recommended"] == 4 and fields["workers"][-1]["policy_lag"] == {"1": 1.0}

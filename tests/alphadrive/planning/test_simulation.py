@@ -55,11 +55,18 @@ def test_one_reward_worker_for_slow_rewards_is_the_limit():
     assert outcome.step_s == pytest.approx(2 * 2.0)
 
 
+def test_the_driver_calls_every_rank():
+    """For a step, an export, a comparison; and tells four of them in between of a group to come."""
+    alone = simulate(setup(num_ranks=20), measured(num_ranks=20))
+    called = simulate(setup(num_ranks=20), measured(num_ranks=20, driver=DriverCosts(call_s=1e-3)))
+    assert called.step_s - alone.step_s == pytest.approx(3 * 20e-3, abs=10e-3)
+
+
 def test_the_drivers_cost_of_groups_and_calls_is_a_limit_too():
     costs = DriverCosts(group_s=0.6)
     outcome = simulate(setup(num_engines=8, max_policy_lag=3), measured(driver=costs))
     assert outcome.step_s == pytest.approx(4 * 0.6, rel=0.01)
-    assert outcome.driver_busy_share == pytest.approx(1.0, abs=1e-6)
+    assert outcome.driver_busy_share == pytest.approx(1.0, abs=0.02)
     watched = simulate(setup(), measured(driver=DriverCosts(group_s=0.1, watch_engine_s=0.5)))
     assert watched.step_s == pytest.approx(
         simulate(setup(), measured(driver=DriverCosts(group_s=0.2))).step_s

@@ -171,6 +171,14 @@ def test_training_is_divided_by_the_spans_of_the_slowest_rank():
     assert forward == near(6.5)
 
 
+def test_training_is_divided_where_all_is_one_process():
+    whole = learner_bound()
+    driver = whole.tracks["driver"]
+    driver.spans = sorted(driver.spans + whole.tracks.pop("rank-0").spans, key=lambda each: each.start_ns)
+    path = critical_path(whole, measured_steps(whole)[0])
+    assert next(each.seconds for each in path if each.what == "forward") == near(2.0)
+
+
 def test_a_worker_counts_for_the_time_that_it_was_there():
     whole = learner_bound()
     late = replace(whole.tracks["engine-0"], source="engine-1", seen_ns=[], spans=[])

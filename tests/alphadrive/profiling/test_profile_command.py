@@ -99,7 +99,12 @@ def test_a_configuration_is_run_and_read_back(profiled, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     assert run(["profile", "debug", "--steps", "20", "--overwrite", "rollout.num_workers=2"]) == 0
     assert run(["profile", "debug", "run.name=mine"]) == 0
-    assert seen == [("debug-profile", 20, True, True), ("mine", 12, True, False)]
+    assert run(["profile", "debug", "grpo.steps=7"]) == 0
+    assert seen == [
+        ("debug-profile", 20, True, True),
+        ("mine", 12, True, False),
+        ("debug-profile", 7, True, False),
+    ]
     assert "verdict: " in capsys.readouterr().out
 
 

@@ -25,12 +25,30 @@ def test_a_trace_has_every_lane_and_no_overlap_in_any(tmp_path):
     assert ("score", 3.6e6, 4.0e6) in lanes["w0", "state"]
 
 
+def test_the_lane_that_matters_most_is_a_processs_main_one(tmp_path):
+    events = json.loads(write_timeline(tmp_path, learner_bound()).read_text())["traceEvents"]
+    lanes = [each for each in events if each["name"] == "thread_name"]
+    assert len({each["tid"] for each in lanes}) == len(lanes)
+    mains = [each["args"]["name"] for each in lanes if each["tid"] == each["pid"]]
+    assert mains == ["train loop", "state", "state", "state"]
+
+
 def test_times_are_from_the_start_of_the_session(tmp_path):
     whole = learner_bound()
     later = Recording(facts=whole.facts, tracks=whole.tracks, started_ns=-2 * 10**9, unix_ns=whole.unix_ns)
     trace = json.loads(write_timeline(tmp_path, later).read_text())
     assert ("wait", 2e6, 3e6) in lanes_of(trace)["driver", "train loop"]
-    assert trace["otherData"]["started_unix_s"] == 1.7e9
+    assert trace["otherData"]["start_unix_s"] == 1.7e9
+
+
+def test_what_was_recorded_before_the_session_began_is_not_lost(tmp_path):
+    whole = learner_bound()
+    whole.tracks["rank-0"].spans.insert(0, span("", "canary", -3, -2.5))
+    trace = json.loads(write_timeline(tmp_path, whole).read_text())
+    lanes = lanes_of(trace)
+    assert lanes["rank-0", "spans"][0] == ("canary", 0.0, 0.5e6)
+    assert ("wait", 3e6, 4e6) in lanes["driver", "train loop"]
+    assert trace["otherData"]["start_unix_s"] == 1.7e9 - 3
 
 
 def test_groups_are_in_as_few_rows_as_it_takes():
