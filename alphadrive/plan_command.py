@@ -77,7 +77,9 @@ def dry_run(config: "Config", stage: Literal["grpo", "sft", "debug"]) -> int:
     from alphadrive.preflight import check_run
     from alphadrive.sizing.gpus import DEFAULT_GPU, GPUS
     from alphadrive.sizing.plan import make_plan
+    from cluster.jobs import check_paths
 
+    check_paths(config)
     if stage != "sft":
         from rewards.further import load_terms
 
