@@ -44,7 +44,7 @@ def add_plan_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument(
         "--answer-tokens", type=_count, metavar="N", help="tokens of a typical answer (default: 80)"
     )
-    parser.add_argument("--json", action="store_true", help="for machines; keys are in docs/planning.md")
+    parser.add_argument("--json", action="store_true", help="for machines")
     add_calibration_options(parser)
     parser.set_defaults(run=run_plan)
 
@@ -77,7 +77,9 @@ def dry_run(config: "Config", stage: Literal["grpo", "sft", "debug"]) -> int:
     from alphadrive.preflight import check_run
     from alphadrive.sizing.gpus import DEFAULT_GPU, GPUS
     from alphadrive.sizing.plan import make_plan
+    from cluster.jobs import check_paths
 
+    check_paths(config)
     if stage != "sft":
         from rewards.further import load_terms
 

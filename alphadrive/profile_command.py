@@ -8,8 +8,9 @@ import argparse
 import json
 from pathlib import Path
 
-from alphadrive.config import load_config
+from alphadrive.config import Config, load_config
 from alphadrive.errors import InputError
+from alphadrive.plan_command import dry_run
 
 STEPS = 12
 """Enough for ten measured ones: the first and the last are left out."""
@@ -41,6 +42,9 @@ def add_profile_parser(subparsers: "argparse._SubParsersAction[argparse.Argument
         help=f"steps of the run that is made of CONFIG (default: {STEPS})",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run of CONFIG's name")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check CONFIG, show the plan of its run, start nothing"
+    )
     parser.add_argument("--json", action="store_true", help="for machines; the keys are in docs/profiling.md")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw it, as FILE.svg")
     parser.set_defaults(run=run_profile)
@@ -56,18 +60,21 @@ def run_profile(args: argparse.Namespace) -> int:
         raise InputError(f"--plot {args.plot}: expected a name that ends in .svg")
     folder = Path(args.what)
     if not folder.is_dir():
-        folder = _profiled_run(args)
-    elif args.overrides or args.steps or args.overwrite:
+        config = _profiled_config(args)
+        if args.dry_run:
+            return dry_run(config, "grpo")
+        from cluster.launch import run_grpo
+
+        folder = run_grpo(config, overwrite=args.overwrite).folder
+    elif args.overrides or args.steps or args.overwrite or args.dry_run:
         raise InputError(
-            f"{folder} is a run's folder: key=value, --steps and --overwrite are for a configuration, of "
-            "which a new run is made"
+            f"{folder} is a run's folder: key=value, --steps, --overwrite and --dry-run are for a "
+            "configuration, of which a new run is made"
         )
     return _tell(folder, as_json=args.json, plot=args.plot)
 
 
-def _profiled_run(args: argparse.Namespace) -> Path:
-    from cluster.launch import run_grpo
-
+def _profiled_config(args: argparse.Namespace) -> Config:
     if args.what.startswith("runs/") or args.what.endswith("/"):
         raise InputError(f"{args.what}: no such folder; give a run's folder, or a configuration")
     config = load_config(args.what, args.overrides)
@@ -77,7 +84,7 @@ def _profiled_run(args: argparse.Namespace) -> Path:
         config.grpo.steps = args.steps or STEPS
     if "run.name" not in given:
         config.run.name = f"{config.run.name}-profile"
-    return run_grpo(config, overwrite=args.overwrite).folder
+    return config
 
 
 def _tell(folder: Path, *, as_json: bool, plot: Path | None) -> int:

@@ -1,6 +1,6 @@
 """What engines cost the driver that are only there: watching them, and a weight sync.
 
-    python benchmarks/driver_watch.py --engines 4 16
+    python benchmarks/driver_watch.py --engines 4 12
 
 The shipped pool, health watch, weight sync (digests and canaries included) and learner group on a real Ray,
 around engines that do nothing and a learner's rank that hardly does. Time of the event loop's thread:
@@ -66,7 +66,7 @@ async def measure(folder: Path, num_engines: int) -> tuple[float, float, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="what engines cost the driver that are only there")
-    parser.add_argument("--engines", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--engines", type=int, nargs="+", default=[4, 12])
     args = parser.parse_args()
     cluster.learner_group.LearnerActor = SleepingLearnerActor  # type: ignore[misc]
     cluster.grpo.DrivingDataset = Rows  # type: ignore[attr-defined, misc]

@@ -5,7 +5,12 @@ import os
 from pathlib import Path
 
 from ray._private import services
-from ray._raylet import Config, GcsClient
+from ray._private.grpc_utils import init_grpc_channel
+from ray._raylet import Config
+from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+from cluster.private_cluster import reaching
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +42,16 @@ def _has_token() -> bool:
 
 
 def _answers_without_token(address: str) -> bool:
-    """Whether the head at `address` tells its nodes to anybody; never for a Ray client's (`ray://`)."""
+    """Whether the head at `address` answers anybody; never for a Ray client's (`ray://`)."""
     if "://" in address:
         return False
     try:
-        found = services.canonicalize_bootstrap_address_or_die(address)
-        return bool(GcsClient(address=found).get_all_node_info(timeout=PROBE_TIMEOUT_S))
+        with reaching(address):
+            found = services.canonicalize_bootstrap_address_or_die(address)
+        with init_grpc_channel(found) as channel:
+            head = NodeInfoGcsServiceStub(channel)
+            head.GetClusterId(GetClusterIdRequest(), timeout=PROBE_TIMEOUT_S)
     except Exception as error:  # Ray raises bare errors here
         logger.debug("%s does not answer without a token: %s", address, error)
         return False
+    return True

@@ -8,7 +8,7 @@ goes on: Ray ends the actors of a driver that leaves, no process of it is touche
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -32,7 +32,7 @@ def ray_session(num_gpus: float, tree: ProcessTree) -> Iterator[None]:
     Raises ClusterError when Ray does not come up.
     """
     address = cluster_to_join()
-    with private_cluster.closed_to_others() if address is None else nullcontext():
+    with private_cluster.closed_to_others() if address is None else private_cluster.reaching(address):
         before = tree.descendants()
         try:
             with signals_deferred():
@@ -82,8 +82,7 @@ def _start_local(num_gpus: float, tree: ProcessTree) -> None:
 
 def _init(**options: Any) -> None:
     try:
-        with private_cluster.reaching(options["address"]):
-            ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
+        ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
     except Exception as error:  # Ray raises bare Exceptions here
         first_line = str(error).strip().partition("\n")[0]
         raise ClusterError(f"Ray did not start or answer at {options['address']!r}: {first_line}") from error

@@ -201,16 +201,16 @@ def _probe(place: RunPlace, address: str) -> None:
 def _joined(address: str, auth_mode: str | None) -> Iterator[None]:
     """Be a driver of the cluster at `address`. Raises ClusterError."""
     choose_authentication(address, auth_mode)
-    try:
-        with reaching(address):
+    with reaching(address):
+        try:
             ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:  # Ray raises bare Exceptions here
-        first_line = str(error).strip().partition("\n")[0]
-        raise ClusterError(f"Ray at {address} could not be joined: {first_line}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        except Exception as error:  # Ray raises bare Exceptions here
+            first_line = str(error).strip().partition("\n")[0]
+            raise ClusterError(f"Ray at {address} could not be joined: {first_line}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _control_of(place: RunPlace, file: ClusterFile | None, address: str) -> Any:

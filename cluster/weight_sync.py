@@ -126,11 +126,20 @@ class WeightSync:
                 # An engine whose update is cut in two is lost; waiting for the end of it costs less.
                 if updates:
                     await asyncio.wait(updates, timeout=LAST_WAIT_S)
+                self._lose_mismatched(updates)
                 raise
             finally:
                 for task in updates:
                     task.cancel()
                 await asyncio.gather(*updates, return_exceptions=True)
+
+    def _lose_mismatched(self, updates: dict[asyncio.Task[list[object]], Engine]) -> None:
+        """Fence engines that took other weights than the learner's: a run whose learner died meanwhile goes
+        on without hearing of it, and a canary may not see small damage."""
+        for task, engine in updates.items():
+            error = task.exception() if task.done() and not task.cancelled() else None
+            if isinstance(error, WeightSyncError):
+                self._pool.lose(engine, error, blames_groups=False)
 
     async def _prove_in_turn(
         self, updates: dict[asyncio.Task[list[object]], Engine], version: WeightVersion
@@ -181,12 +190,7 @@ class WeightSync:
         finally:
             engine.is_updating = False
             engine.watch.restart(asyncio.get_running_loop().time())
-        try:
-            check_digest(engine.id, weights, receipt.sha256, version)
-        except WeightSyncError as error:
-            # Where a learner that dies now hides the error, the run goes on, and not with this engine.
-            self._pool.lose(engine, error, blames_groups=False)
-            raise
+        check_digest(engine.id, weights, receipt.sha256, version)
         self._paused_s = max(self._paused_s, receipt.paused_s)
         return groups
 

@@ -169,7 +169,12 @@ class GlooFabric:
             for name, tensor in unpack(bucket, packed):
                 add_to_digest(digest, name, tensor)
             missing |= self._end(works, number - 1, len(layout.buckets))
-            works = {member: link.send(packed) for member, link in self._links.items() if len(packed)}
+            works = {}
+            for member, link in list(self._links.items()) if len(packed) else ():
+                try:
+                    works[member] = link.send(packed)
+                except RuntimeError as error:  # its connection was closed since the last bucket
+                    missing[member] = self._lost(member, number, len(layout.buckets), error)
         return missing | self._end(works, len(layout.buckets) - 1, len(layout.buckets))
 
     def close(self) -> None:
@@ -185,11 +190,14 @@ class GlooFabric:
             try:
                 work.wait(timedelta(seconds=max(0.001, deadline_s - time.monotonic())))
             except RuntimeError as error:
-                where = f"took bucket {number + 1} of {num_buckets} not"
-                missing[member] = self._reason(member, where, error)
-                self._links.pop(member)
-                self._drop(member)
+                missing[member] = self._lost(member, number, num_buckets, error)
         return missing
+
+    def _lost(self, member: str, number: int, num_buckets: int, error: Exception) -> str:
+        """Let go of an engine that a bucket does not reach; the reason."""
+        self._links.pop(member)
+        self._drop(member)
+        return self._reason(member, f"took bucket {number + 1} of {num_buckets} not", error)
 
     def _reason(self, member: str, what: str, error: Exception) -> str:
         cause = str(error).splitlines()[0]

@@ -2,4 +2,4 @@
 
 from alphadrive.planning.measured import DriverCosts
 
-MEASURED_DRIVER = DriverCosts(group_s=90e-6, call_s=250e-6, sync_engine_s=1e-3, watch_engine_s=60e-6)
+MEASURED_DRIVER = DriverCosts(group_s=73e-6, call_s=299e-6, sync_engine_s=475e-6, watch_engine_s=39e-6)

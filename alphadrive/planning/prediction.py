@@ -14,7 +14,7 @@ GOOD_SHARE = 0.95
 FULL, WAITS = 0.9, 0.1
 GROUPS, GROUPS_WITH_DEATHS = 3_000, 40_000
 """Simulated at least, so far as `MIN_STEPS` and `MAX_STEPS` allow; deaths are rare."""
-MIN_STEPS, MAX_STEPS = 6, 4_000
+MIN_STEPS, MAX_STEPS = 16, 4_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ def setup_for(config: Config, num_engines: int, *, fail_rate: float = 0.0, is_we
         num_rewards=max(1, round(config.rewards.num_workers * factor)),
         fail_rate=fail_rate,
         steps=steps,
-        warmup_steps=max(3, min(20, steps // 4)),
+        warmup_steps=max(4, min(20, steps // 4)),
     )
 
 

@@ -48,7 +48,7 @@ class Plan:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; keys are in docs/planning.md."""
+        """Plain values."""
         learner, architecture = self.config.learner, self.architecture
         return {
             "schema": SCHEMA,

@@ -59,6 +59,8 @@ def kind_of(process: psutil.Process) -> str:
         return f"ray::{found[1]}"
     if found := re.match(r"VLLM::(\w+)", line):
         return f"VLLM::{found[1]}"
+    if "multiprocessing.spawn" in line:
+        return "VLLM::EngineCore"  # before it has named itself; nothing else of a run is spawned
     for name in ("gcs_server", "raylet", "dashboard.py", "monitor.py", "log_monitor.py", "alphadrive.cli"):
         if re.search(rf"(^|[/ ]){re.escape(name)}( |$)", line):
             return name

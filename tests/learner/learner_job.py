@@ -306,6 +306,21 @@ def run_call(learner: Any, call: str, argument: Any, rank: int, world_size: int,
     return getattr(learner, call)(folder / argument)
 
 
+def split_small() -> None:
+    """Have ZeRO-3 split tensors however small in the next learner, which it would leave whole."""
+    import learner.engine as module
+
+    original = module.deepspeed_config
+
+    def config(*args: Any) -> dict[str, Any]:
+        module.deepspeed_config = original
+        made = original(*args)
+        made["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return made
+
+    module.deepspeed_config = config
+
+
 def run_scenario(job: dict[str, Any], scenario: dict[str, Any], rank: int) -> list[Any]:
     """All calls of a scenario on a learner of its own. An error is a result like any other."""
     from learner.rank import LearnerRank
@@ -314,6 +329,8 @@ def run_scenario(job: dict[str, Any], scenario: dict[str, Any], rank: int) -> li
     folder = Path(job["folder"]) / scenario["name"]
     folder.mkdir(exist_ok=True)
     learner_type: Any = {"grpo": LearnerRank, "sft": SftRank}[scenario["stage"]]
+    if scenario["splits_small"]:
+        split_small()
     learner = learner_type(
         scenario_config(scenario),
         rank=rank,

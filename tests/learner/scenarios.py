@@ -35,10 +35,12 @@ def scenario(
     stage: str = "grpo",
     attempt: int = 0,
     model: str | None = None,
+    splits_small: bool = False,
     **options: Any,
 ) -> str:
     """Add a scenario; gives its name. Options are configuration keys, `__` for the dot; `model` is the folder
-    to start from, within the scenario's (the shipped model when not given)."""
+    to start from, within the scenario's (the shipped model when not given). With `splits_small` ZeRO-3 splits
+    small tensors, too, and so all of the shipped model's."""
     config = {
         "model.max_pixels": MAX_PIXELS,
         "grpo.learning_rate": LEARNING_RATE,
@@ -47,7 +49,15 @@ def scenario(
         "sft.warmup_ratio": 0.0,
     } | {key.replace("__", "."): value for key, value in options.items()}
     SCENARIOS[ranks].append(
-        dict(name=name, calls=calls, stage=stage, attempt=attempt, model=model, config=config)
+        dict(
+            name=name,
+            calls=calls,
+            stage=stage,
+            attempt=attempt,
+            model=model,
+            splits_small=splits_small,
+            config=config,
+        )
     )
     return name
 

@@ -21,8 +21,8 @@ STREAMED = [
     for ranks, stage in [(1, 0), (1, 1), (2, 2)]
 ] + [scenario("streamed_bfloat16", *CALLS, model__dtype="bfloat16")]
 SPLIT = [
-    scenario("streamed_2_zero_3", *CALLS, ranks=2, learner__zero_stage=3),
-    scenario("streamed_lora", *CALLS, ranks=2, learner__zero_stage=3, **LORA),
+    scenario("streamed_2_zero_3", *CALLS, ranks=2, learner__zero_stage=3, splits_small=True),
+    scenario("streamed_lora", *CALLS, ranks=2, learner__zero_stage=3, splits_small=True, **LORA),
 ]
 
 

@@ -26,10 +26,11 @@ SHORT = Sampling(num_samples=2, max_new_tokens=16, seed=4)
 class Learner:
     """Sends model folders to one engine."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float = 20.0) -> None:
         from rollout.weight_sender import WeightSender
 
-        self.sender = WeightSender("gloo", "127.0.0.1", 20.0)
+        self.timeout_s = timeout_s
+        self.sender = WeightSender("gloo", "127.0.0.1", timeout_s)
 
     def offer(self, new: ModelVersion) -> tuple[WeightsStream, list[Any]]:
         from safetensors.torch import load_file
@@ -43,7 +44,7 @@ class Learner:
         offer = self.sender.offer(layout)
         buckets = [[tensors[slot.tensor.name] for slot in bucket] for bucket in layout.buckets]
         assert len(buckets) > 5
-        return WeightsStream(offer=offer, member="engine-0", timeout_s=20.0), buckets
+        return WeightsStream(offer=offer, member="engine-0", timeout_s=self.timeout_s), buckets
 
     async def send(self, buckets: list[Any]) -> WeightsSent:
         return await asyncio.to_thread(self.sender.send, ["engine-0"], ["engine-0"], buckets)
@@ -119,7 +120,6 @@ def test_another_version_and_an_older_one_are_refused_before_anything_stops(
 
 def test_a_transfer_that_breaks_off_is_told_and_the_engine_serves_nothing_more(
     engine: RolloutEngine,
-    learner: Learner,
     tiny_model: Path,
     noise_dataset: Path,
     tmp_path: Path,
@@ -127,6 +127,7 @@ def test_a_transfer_that_breaks_off_is_told_and_the_engine_serves_nothing_more(
 ) -> None:
     """The last test of the shared engine: it is of no use afterwards."""
     new = changed_model(tiny_model, tmp_path / "new", WeightVersion(0, 3), add_noise(0.02))
+    learner = Learner(timeout_s=2.0)
     stream, buckets = learner.offer(new)
 
     def broken() -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 from stream_engine import Engines
@@ -80,6 +81,28 @@ def test_an_engine_that_stands_still_or_dies_on_the_way_is_named_and_the_others_
     members = ["engine-0", "engine-2", "engine-1.1"]
     sent, _, answers = publish(sender, engines, members, 1)
     assert sent.missing == {} and len(answers) == 3
+
+
+def test_an_engine_whose_connection_is_closed_between_two_buckets_is_named_and_the_others_get_all(
+    sender, engines
+):
+    engines.start("engine-0", "engine-1")
+    tensors = make_tensors()
+    offer = sender.offer(layout_of(tensors, 0, 0))
+    for name in ("engine-0", "engine-1"):
+        engines.order(name, offer, TIMEOUT_S)
+
+    def killing():
+        for number, bucket in enumerate(buckets_of(sender, tensors)):
+            if number == 2:
+                engines.processes["engine-1"].kill()
+                time.sleep(0.5)
+            yield bucket
+
+    sent = sender.send(["engine-0", "engine-1"], ["engine-0", "engine-1"], killing())
+    assert sent.missing.keys() == {"engine-1"}
+    assert "engine-1 (rank 2 of 3) took bucket" in sent.missing["engine-1"]
+    assert engines.answer("engine-0")["sha256"] == sent.sha256 == digest_of(tensors)
 
 
 def test_an_engine_that_joins_no_group_is_named_and_the_others_get_all(sender, engines):

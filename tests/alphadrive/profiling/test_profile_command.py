@@ -106,3 +106,11 @@ def test_a_configuration_is_run_and_read_back(profiled, tmp_path, monkeypatch, c
         ("debug-profile", 7, True, False),
     ]
     assert "verdict: " in capsys.readouterr().out
+
+
+def test_a_dry_run_of_a_configuration_starts_nothing(profiled, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["profile", "debug", "--dry-run", "data.train=nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert run(["profile", str(profiled), "--dry-run"]) == 2
+    assert "is a run's folder" in capsys.readouterr().err

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from alphadrive.capacity import GIB
 from alphadrive.config import load_config
 from alphadrive.sizing.advice import Advice, advise
 from alphadrive.sizing.gpus import GPUS
 from alphadrive.sizing.plan import Plan, make_plan
 from alphadrive.sizing.text import duration, plan_text
 
-CONFIGS = sorted(file.stem for file in (Path(__file__).resolve().parents[3] / "configs").glob("*.yaml"))
+ROOT = Path(__file__).resolve().parents[3]
+CONFIGS = sorted(file.stem for file in (ROOT / "configs").glob("*.yaml"))
 NUM_GPUS = {
     "qwen2vl_2b_1gpu": 1,
     "comma2k19_2b_1gpu": 1,
@@ -41,6 +43,18 @@ def test_every_shipped_configuration_fits(name: str, stage: str) -> None:
 @pytest.mark.parametrize("name", NUM_GPUS)
 def test_configurations_for_80_gb_fit_any_gpu_that_large(name: str) -> None:
     assert all(planned(name, gpu=gpu).fits for gpu in ("A100-80", "A800", "H100", "H200"))
+
+
+@pytest.mark.parametrize("name", NUM_GPUS)
+def test_the_documented_table_is_the_planners(name: str) -> None:
+    plan = planned(name)
+    device, batch, throughput = plan.devices[0], plan.batch, plan.throughput
+    assert throughput is not None
+    row = (
+        f"| `{name}` | {plan.num_gpus:g} | {device.needed_bytes / GIB:.0f} GiB | {batch.groups} x "
+        f"{batch.group_size} | {throughput.samples_per_s:,.0f} |"
+    )
+    assert row in (ROOT / "docs" / "planning.md").read_text().splitlines()
 
 
 def test_the_split_of_eight_gpus_is_the_fastest_that_the_planner_knows() -> None:
