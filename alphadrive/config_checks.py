@@ -135,6 +135,9 @@ def _range_problems(config: "Config") -> list[str]:
         value = get_key(config, key)
         if value is not None and value < 1:
             problems.append(f"{key}={value}: expected 1 or more, or null for all")
+    share = config.rollout.gpu_memory_utilization
+    if not 0 < share <= 1:
+        problems.append(f"rollout.gpu_memory_utilization={share}: expected a share above 0, at most 1")
     if config.model.max_pixels < 28 * 28:
         problems.append(
             f"model.max_pixels={config.model.max_pixels}: expected {28 * 28} (one vision token) or more"
@@ -218,8 +221,8 @@ def _place_problems(config: "Config") -> list[str]:
             problems.append(str(error))
     for key in ("rollout.gpus_per_worker", "learner.gpus_per_rank"):
         gpus = get_key(config, key)
-        if gpus > 1 and gpus != int(gpus):
-            problems.append(f"{key}={gpus}: expected a part of one GPU, or whole ones")
+        if gpus > 1:
+            problems.append(f"{key}={gpus}: expected 1 or a part of one: no engine or rank uses several GPUs")
     if config.learner.num_ranks > 1 and 0 < config.learner.gpus_per_rank <= 0.5:
         problems.append(
             f"learner.gpus_per_rank={config.learner.gpus_per_rank} with learner.num_ranks="
@@ -262,11 +265,12 @@ def _transfer_problems(config: "Config") -> list[str]:
             f"{config.rollout.gpus_per_worker:g} and learner.gpus_per_rank={learner.gpus_per_rank:g}; set "
             "both to 1 or more, or use ipc"
         )
-    if kind == "ipc" and (learner.num_ranks > 1 or config.rollout.num_workers > 1):
+    most = max(config.rollout.num_workers, config.rollout.autoscale.max)
+    if kind == "ipc" and (learner.num_ranks > 1 or most > 1):
         problems.append(
             f"{words}: the learner's only rank and one engine share a GPU, but learner.num_ranks="
-            f"{learner.num_ranks} and rollout.num_workers={config.rollout.num_workers}; set both to 1, or "
-            "use nccl"
+            f"{learner.num_ranks} and rollout.num_workers={config.rollout.num_workers} (autoscale.max="
+            f"{config.rollout.autoscale.max}); set them to 1, or use nccl"
         )
     return problems
 

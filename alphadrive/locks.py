@@ -43,5 +43,8 @@ def wait_for_lock(path: Path) -> Iterator[None]:
     """Hold a lock file, made where needed, for the length of the block; waits for who holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            log.warning("%s: this file system has no locks (%s)", path, error)
         yield

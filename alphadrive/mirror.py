@@ -181,7 +181,8 @@ class CheckpointMirror:
         for name in BESIDE:
             if not (run / name).exists():
                 with suppress(FileNotFoundError):
-                    self._store.fetch(name, run / name)
+                    self._store.fetch(name, run / f".tmp-{name}")
+                    (run / f".tmp-{name}").replace(run / name)
         temporary.rename(final)
         log.info("checkpoint of step %d fetched from %s", step, self.place)
         return None

@@ -75,21 +75,29 @@ def _texts(section: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def redact(text: str) -> str:
     """The text without the value of any secret of this process's environment."""
-    for value in _values():
-        if value in text:
-            text = text.replace(value, MASK)
-    return text
+    return _without(text, _values())
 
 
 def redacted(tree: Any) -> Any:
     """The same for every text in nested dictionaries and lists, keys aside."""
+    return _tree_without(tree, _values())
+
+
+def _tree_without(tree: Any, values: list[str]) -> Any:
     if isinstance(tree, str):
-        return redact(tree)
+        return _without(tree, values)
     if isinstance(tree, dict):
-        return {key: redacted(value) for key, value in tree.items()}
+        return {key: _tree_without(value, values) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [redacted(value) for value in tree]
+        return [_tree_without(value, values) for value in tree]
     return tree
+
+
+def _without(text: str, values: list[str]) -> str:
+    for value in values:
+        if value in text:
+            text = text.replace(value, MASK)
+    return text
 
 
 class RedactingFormatter(logging.Formatter):

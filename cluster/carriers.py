@@ -179,14 +179,16 @@ class StreamCarrier:
         return await self._learner.send_weights([engine.id for engine in engines], living)
 
 
-def transfer_kind(config: Config, num_machines: int) -> str:
-    """How weights reach the engines where `rollout.weight_transfer` leaves it open (`auto`)."""
+def transfer_kind(config: Config, num_machines: int, *, may_grow: bool) -> str:
+    """How weights reach the engines where `rollout.weight_transfer` leaves it open (`auto`). `may_grow`:
+    machines may join while the run goes on, and have engines then."""
     rollout, learner = config.rollout, config.learner
     if rollout.weight_transfer != "auto":
         return rollout.weight_transfer
     gpus = rollout.gpus_per_worker, learner.gpus_per_rank
     if min(gpus) >= 1:
         return "nccl"
-    if min(gpus) > 0 and sum(gpus) <= 1 and rollout.num_workers == learner.num_ranks == 1:
+    is_here = num_machines == 1 and not may_grow
+    if min(gpus) > 0 and sum(gpus) <= 1 and rollout.num_workers == learner.num_ranks == 1 and is_here:
         return "ipc"
-    return "file" if num_machines == 1 else "gloo"
+    return "file" if is_here else "gloo"

@@ -34,6 +34,7 @@ from cluster.placing import first_engine_placed
 from cluster.profiler import profiled
 from cluster.proof import CanaryLimit, canary_queries
 from cluster.queries import QueryLedger
+from cluster.ray_session import cluster_to_join
 from cluster.recorder import GrpoRecorder
 from cluster.recovery import train_with_restarts
 from cluster.reward_pool import RewardPool
@@ -87,7 +88,9 @@ async def train_on_ray(attempt: Attempt, rollout_actor: type = RolloutActor) -> 
     config, placement = attempt.config, attempt.placement
     assert placement is not None
     if config.rollout.weight_transfer == "auto":
-        config.rollout.weight_transfer = transfer_kind(config, num_machines())
+        is_joined = cluster_to_join() is not None
+        may_grow = is_joined and (config.rollout.autoscale.max > 0 or config.cluster.wait_for_nodes_s > 0)
+        config.rollout.weight_transfer = transfer_kind(config, num_machines(), may_grow=may_grow)
     pool = _make_rollout_pool(attempt, placement, rollout_actor)
     rewards = _make_reward_pool(config, attempt.run.rollouts_path)
     learner: LearnerGroup | None = None

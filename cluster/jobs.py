@@ -60,8 +60,14 @@ def stop_note(stop_grace_s: float) -> str | None:
 
 def _submitted() -> dict[str, Any] | None:
     """What Ray says of the submitted job that this process runs in; None when it runs in none."""
-    job: dict[str, Any] = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    return job if "job_submission_id" in job.get("metadata", {}) else None
+    try:
+        job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    except ValueError as error:
+        raise ConfigError(
+            "RAY_JOB_CONFIG_JSON_ENV_VAR: Ray sets it for a submitted job; expected JSON, got what is none: "
+            f"{error}; unset it"
+        ) from None
+    return job if "job_submission_id" in (job.get("metadata") or {}) else None
 
 
 def _problem(key: str, path: str, copy: Path | None) -> str | None:

@@ -70,7 +70,9 @@ def check_nodes(
     readers, writers = _users(config, stage, placement, [node for node in nodes if node.id != here])
     if not writers:
         return
-    paths = {MODEL: str(model_folder), "data.train": config.data.train, "data.eval": config.data.eval}
+    paths = {MODEL: str(model_folder), "data.train": config.data.train}
+    if stage == "grpo":
+        paths["data.eval"] = config.data.eval
     local = {key: Path(path).resolve() for key, path in paths.items() if path and not is_address(path)}
     remote = {key: place_for_others(path) for key, path in paths.items() if path and is_address(path)}
     seen = [Seen(key, folder, fingerprints(key, folder)) for key, folder in local.items()]

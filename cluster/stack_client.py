@@ -111,15 +111,17 @@ def find_targets(place: RunPlace, tables: Tables | None) -> list[Target]:
         (job["DriverPid"] for job in tables.jobs if job["JobID"] == control["JobID"]), status.get("pid")
     )
     driver = Target(kind="driver", id="driver", pid=pid, node=control["OwnerAddress"]["NodeID"])
-    named = {target.pid: target for target in known if target.pid is not None}
-    found = []
+    named = {(target.node, target.pid) for target in known}
+    found: list[Target] = []
     for actor in tables.actors:
         pid, node = actor["Pid"], actor["Address"]["NodeID"]
         kind = KINDS.get(actor["ActorClassName"])
-        if actor["JobID"] != control["JobID"] or (pid in named and named[pid].node in (None, node)):
+        if actor["JobID"] != control["JobID"] or not named.isdisjoint([(None, pid), (node, pid)]):
             continue
         is_control = kind == "control"
         name = "control" if is_control else f"{actor['ActorClassName']}-{pid}"
+        if name in (target.id for target in found):  # the same number on two nodes
+            name = f"{name}-{node[:8]}"
         found.append(Target(kind=kind or "other", id=name, pid=pid, node=node))
     return _ordered([driver, *known, *found])
 

@@ -91,6 +91,8 @@ class IpcFabric:
                 except TransferCutError as error:
                     rank = f"rank {self._members.index(member) + 1} of {len(self._members) + 1}"
                     missing[member] = f"{member} ({rank}) did not take chunk {number}: {error}"
+            for name in (f"chunk/{number}", *(f"taken/{number}/{member}" for member in self._members)):
+                notes.store.delete_key(notes.key(name))
         notes.store.set(notes.key(f"chunk/{number + 1}"), "null")
         torch.cuda.ipc_collect()
         return missing

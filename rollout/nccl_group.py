@@ -59,10 +59,15 @@ class NcclFabric:
         if not is_new:
             return {}
         joining = self._on_thread(lambda: uid_init_process_group(self._id, 0, size, self._device))
-        if self._ends(joining):
+        if not self._ends(joining):
+            return self._reasons("join the group")
+        try:
             self._group = joining.result()
-            return {}
-        return self._reasons("join the group")
+        except RuntimeError as error:
+            if not is_of_nccl(error):
+                raise
+            return self._reasons("join the group", error)
+        return {}
 
     def send(self, layout: WeightLayout, buckets: Buckets, digest: WeightDigest) -> Reasons:
         """As `Fabric`. Raises LearnerDiedError when a broadcast that stands still cannot be aborted."""
@@ -89,6 +94,9 @@ class NcclFabric:
             if not wait([sending], self._timeout_s).done:
                 raise LearnerDiedError("; ".join(missing.values()))
         sending.result()
+        if gate.error is not None:
+            missing = self._reasons("take all tensors", gate.error)
+            self.close()
         return missing
 
     def close(self) -> None:
@@ -124,7 +132,7 @@ class NcclFabric:
         notes = self._notes
         return {member: notes.progress(member) if notes else 0 for member in self._members}
 
-    def _reasons(self, what: str) -> Reasons:
+    def _reasons(self, what: str, error: RuntimeError | None = None) -> Reasons:
         """For all members, as none has got them all: which are furthest behind."""
         told, size = self._told(), len(self._members) + 1
         behind = [
@@ -133,20 +141,35 @@ class NcclFabric:
             if progress == min(told.values())
         ]
         words = f"{', '.join(behind)} did not {what} in rollout.sync_timeout_s={self._timeout_s:g}"
+        words += f": {error}" if error is not None else ""
         return dict.fromkeys(self._members, words)
 
 
 class Gate:
-    """A group whose broadcasts come to nothing once it `is_shut`: an aborted one must not be used."""
+    """A group whose broadcasts come to nothing once it `is_shut`: an aborted one must not be used, nor one
+    that NCCL has given up because a member is gone, which is then the `error`. The learner's other ranks go
+    on with gathering, and the tensors with being taken."""
 
     def __init__(self, group: Any) -> None:
         self._group = group
         self.is_shut = False
+        self.error: RuntimeError | None = None
 
     def broadcast(self, tensor: torch.Tensor, src: int) -> None:
         """As the group's."""
-        if not self.is_shut:
+        if self.is_shut:
+            return
+        try:
             self._group.broadcast(tensor, src=src)
+        except RuntimeError as error:
+            if not is_of_nccl(error):
+                raise
+            self.error, self.is_shut = error, True
+
+
+def is_of_nccl(error: RuntimeError) -> bool:
+    """Whether NCCL has failed, as vLLM says it: most often because another member is gone."""
+    return "NCCL error" in str(error)
 
 
 def new_id() -> bytes:
@@ -188,7 +211,7 @@ class NcclInlet:
         try:
             self._engine.receive_weights(update)
         except RuntimeError as error:
-            if "NCCL error" in str(error):
+            if is_of_nccl(error):
                 raise TransferCutError(f"{TransferCutError.MARK}{error}") from error
             raise
 

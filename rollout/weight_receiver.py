@@ -117,6 +117,9 @@ class WeightReceiver:
                 f"{TransferCutError.MARK}{stream.member} got {digest.num_tensors} of "
                 f"{len(layout.tensors)} tensors of version {layout.version}: {error}"
             ) from error
+        except BaseException:
+            self.close()  # so that the learner does not wait for one that takes no more
+            raise
         if digest.hexdigest() != sent:
             raise WeightSyncError(
                 f"{stream.member}: received tensors with SHA-256 {digest.hexdigest()} as version "

@@ -95,7 +95,8 @@ class Round:
 
     def forget(self, members: list[str]) -> None:
         """Remove the notes: an engine that comes too late finds none."""
-        for name in ("layout", "sha256", *(f"go/{member}" for member in members)):
+        of_members = [f"{kind}/{member}" for kind in ("go", "progress") for member in members]
+        for name in ("layout", "sha256", *of_members):
             self.store.delete_key(self.key(name))
 
 

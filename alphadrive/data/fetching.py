@@ -98,12 +98,12 @@ def _fetch(place: str, store: Store, folder: Path) -> None:
         raise DataError(
             f"{place}: holds no shards; expected part-00000.parquet ... as `alphadrive data` writes"
         )
+    temporary = folder.with_name(f".tmp-{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
     total = sum(shards.values())
     logger.info("%s: copying %d shards, %.1f MB, to %s", place, len(shards), total / 1e6, folder)
     if (free := shutil.disk_usage(folder.parent).free) < total:
         raise OSError(f"{total} bytes needed, {free} free")
-    temporary = folder.with_name(f".tmp-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     for name, size in shards.items():
         store.fetch(name, temporary / name)

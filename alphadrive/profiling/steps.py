@@ -36,7 +36,7 @@ def all_steps(recording: Recording) -> list[Step]:
     starts = [index for index, span in enumerate(loop) if span.name == "wait"]
     last_groups = _last_groups(recording)
     steps: list[Step] = []
-    for start, end in zip(starts, [*starts[1:], len(loop)], strict=True):
+    for start, end in zip(starts, [*starts, len(loop)][1:], strict=True):
         spans = tuple(loop[start:end])
         trained = [span for span in spans if span.name == "train"]
         if not trained:

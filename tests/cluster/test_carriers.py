@@ -28,9 +28,10 @@ def test_the_carrier_follows_from_gpus_and_machines(numbers, kind):
     config = Config()
     config.rollout.gpus_per_worker, config.learner.gpus_per_rank = engine_gpus, rank_gpus
     config.rollout.num_workers, config.learner.num_ranks = engines, ranks
-    assert transfer_kind(config, machines) == kind
+    assert transfer_kind(config, machines, may_grow=False) == kind
+    assert transfer_kind(config, machines, may_grow=True) == ("nccl" if kind == "nccl" else "gloo")
     config.rollout.weight_transfer = "gloo"
-    assert transfer_kind(config, machines) == "gloo"
+    assert transfer_kind(config, machines, may_grow=False) == "gloo"
 
 
 @pytest.mark.parametrize(

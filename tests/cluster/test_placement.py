@@ -170,7 +170,7 @@ def test_ranks_are_put_where_most_engines_fit_beside_them():
         ("cluster.learner_pool=learner", r"expected labels of nodes, each once, such as pool=learner"),
         ("cluster.rollout_pool=pool=a,pool=b", "each once"),
         ("cluster.reward_pool=pool=in(a)", "expected labels"),
-        ("learner.gpus_per_rank=1.5", "a part of one GPU, or whole ones"),
+        ("learner.gpus_per_rank=2", "1 or a part of one"),
         ("cluster.wait_for_nodes_s=-1", "expected 0 or more"),
     ],
 )

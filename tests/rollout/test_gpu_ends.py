@@ -203,6 +203,33 @@ def test_a_broadcast_that_cannot_be_aborted_ends_the_learner(nccl, monkeypatch):
     engine.released.set()
 
 
+@pytest.mark.parametrize("breaks", ["joining", "sending"])
+def test_an_error_of_nccl_at_the_learner_names_the_engines_and_the_next_sync_has_a_new_group(
+    nccl, monkeypatch, breaks
+):
+    import rollout.nccl_group
+
+    def fails(*_, **__):
+        raise RuntimeError("NCCL error: remote process exited")
+
+    first = nccl.engine("engine-0")
+    tensors = make_tensors()
+    with sending_by("nccl", SOON_S) as sender, monkeypatch.context() as broken:
+        offer = sender.offer(layout_of(tensors, 0, 0))
+        if breaks == "joining":
+            broken.setattr(rollout.nccl_group, "uid_init_process_group", fails)
+        else:
+            broken.setattr(ThreadGroup, "broadcast", fails)
+            first.take(offer)
+        sent = sender.send(["engine-0"], ["engine-0"], buckets_of(sender, tensors))
+        assert sent.sha256 == digest_of(tensors)
+        assert "engine-0 (rank 1 of 2) did not" in sent.missing["engine-0"]
+        assert sent.missing["engine-0"].endswith("NCCL error: remote process exited")
+        broken.undo()
+        second = nccl.engine("engine-0.1")
+        assert_all_got([second], *publish(sender, [second], 1))
+
+
 def test_an_error_of_nccl_cuts_the_transfer_and_one_of_the_model_does_not_look_like_one(nccl, monkeypatch):
     def fails(message):
         def broadcast(self, tensor, src, stream=None):

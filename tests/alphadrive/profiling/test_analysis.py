@@ -225,6 +225,7 @@ def test_sft_has_a_learner_only():
     assert profile.kinds["learner"].busy == near(3 / 5.5)
 
 
-def test_a_recording_without_a_step_is_an_input_error():
+@pytest.mark.parametrize("spans", [[], [span("loop", "wait", 0, 1, take=1)]])
+def test_a_recording_without_a_step_is_an_input_error(spans):
     with pytest.raises(InputError, match="no whole step"):
-        profile_of(recording({("driver", "driver"): [span("loop", "wait", 0, 1, take=1)]}))
+        profile_of(recording({("driver", "driver"): spans}))
