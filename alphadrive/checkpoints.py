@@ -110,16 +110,16 @@ class CheckpointStore:
     def abandon_later(self, step: int) -> None:
         """Put checkpoints later than `step` out of sight, for good: a run that goes on from `step` does not
         come back to them. The next commit deletes them."""
-        later = [checkpoint for checkpoint in self.all() if checkpoint.step > step]
-        if later:
+        # Again, for behind one there may be what it had replaced, which a crash has left.
+        while later := [checkpoint for checkpoint in self.all() if checkpoint.step > step]:
             self._point_best([checkpoint for checkpoint in self.all() if checkpoint.step <= step])
-        for checkpoint in later:
-            aside = self.folder / f"{_ABANDONED}{checkpoint.path.name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            checkpoint.path.rename(aside)
-            log.warning(
-                "checkpoint of step %d put aside: the run goes on from step %d", checkpoint.step, step
-            )
+            for checkpoint in later:
+                aside = self.folder / f"{_ABANDONED}{checkpoint.path.name}"
+                shutil.rmtree(aside, ignore_errors=True)
+                checkpoint.path.rename(aside)
+                log.warning(
+                    "checkpoint of step %d put aside: the run goes on from step %d", checkpoint.step, step
+                )
 
     def all(self) -> list[Checkpoint]:
         """Every committed checkpoint, oldest first, not verified. Changes nothing."""

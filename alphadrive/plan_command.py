@@ -78,11 +78,8 @@ def dry_run(config: "Config", stage: Literal["grpo", "sft", "debug"]) -> int:
     from alphadrive.sizing.gpus import DEFAULT_GPU, GPUS
     from alphadrive.sizing.plan import make_plan
     from cluster.jobs import check_paths
-    from cluster.ray_session import cluster_to_join
 
     check_paths(config)
-    if stage != "debug":
-        cluster_to_join()
     if stage != "sft":
         from rewards.further import load_terms
 

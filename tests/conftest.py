@@ -1,10 +1,22 @@
 """What holds for all tests, and an S3 server for those of several folders."""
 
-import logging
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
+
+S3_SERVER = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+server.start()
+print("http://%s:%d" % server.get_host_and_port(), flush=True)
+sys.stdin.read()
+server.stop()
+"""
+"""In a process of its own: vLLM in this one looks into all that is imported, which breaks Flask's proxies."""
 
 
 def pytest_configure() -> None:
@@ -19,14 +31,17 @@ def s3_environment() -> Iterator[dict[str, str]]:
     """An S3 server on loopback (moto's) with a bucket `bucket`: what a process that may use it has in its
     environment."""
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+    server = subprocess.Popen(
+        [sys.executable, "-c", S3_SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert server.stdin is not None and server.stdout is not None
     environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL": server.stdout.readline().strip(),
         "AWS_ACCESS_KEY_ID": "tests",
         "AWS_SECRET_ACCESS_KEY": "tests",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -41,4 +56,5 @@ def s3_environment() -> Iterator[dict[str, str]]:
     )
     client.create_bucket(Bucket="bucket")
     yield environment
-    server.stop()
+    server.stdin.close()
+    server.wait(60)

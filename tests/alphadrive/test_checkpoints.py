@@ -260,6 +260,15 @@ def test_checkpoints_put_aside_do_not_come_back(tmp_path, caplog):
     assert names(tmp_path) == ["best", "step_000001", "step_000002"]
 
 
+def test_what_a_checkpoint_that_is_put_aside_had_replaced_does_not_come_back(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=3)
+    for step in (1, 2):
+        save(store, step)
+    shutil.copytree(tmp_path / "step_000002", tmp_path / ".replaced-step_000002")  # a crash in a second save
+    store.abandon_later(1)
+    assert [checkpoint.step for checkpoint in store.all()] == [1]
+
+
 def test_what_others_may_write_is_sealed_by_the_commit(store):
     before = os.umask(0)
     try:

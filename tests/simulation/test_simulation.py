@@ -24,8 +24,10 @@ SEEDS_THAT_FAILED = {
     74: "a second signal while a hung engine was closed left workers",
     523: "a driver killed before it wrote its summary: an older attempt's was told as the result",
     928: "a disk full when the control room wrote down where it is ended the run",
+    1061: "an engine that took damaged weights as the learner died stayed in service",
     1086: "a disk full when a lost learner took records back ended the run by an error without a name",
     1267: "the same when a resumed run completed a line of its metrics",
+    8283: "a disk full when a finished run's summary was written again ended the second start",
     2313: "the counts had an epoch of which nothing had been issued",
 }
 """Seeds that found something, and what it was. What a seed does changes with the simulation and the code:
