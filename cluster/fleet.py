@@ -229,6 +229,10 @@ class Fleet(Generic[W]):
     async def _bring_up(self, worker: W) -> None:
         try:
             await self._until_placed(worker)
+            if worker.node in self._leaving_nodes:
+                logger.info("%s is not started: its node goes away", worker.id)
+                self._bury(worker)
+                return self._reconcile()
             await self._craft.start(worker)
         except GONE as error:
             self.lose(worker, f"did not start: {error or type(error).__name__}")

@@ -241,6 +241,12 @@ class Oracle:
         self.loaded = None
         self.learned(gang.version, gang.weights)
 
+    def forget_attempts_after(self, attempt: int) -> None:
+        """The disk took nothing of later attempts, not even their numbers: others will have these."""
+        self._weights_of = {
+            version: weights for version, weights in self._weights_of.items() if version.attempt <= attempt
+        }
+
     def learned(self, version: WeightVersion, weights: str) -> None:
         """The learner holds weights under a version's name."""
         known = self._weights_of.setdefault(version, weights)

@@ -27,6 +27,7 @@ SEEDS_THAT_FAILED = {
     1061: "an engine that took damaged weights as the learner died stayed in service",
     1086: "a disk full when a lost learner took records back ended the run by an error without a name",
     1267: "the same when a resumed run completed a line of its metrics",
+    6556: "an engine that got its place on a node that was told to leave meanwhile was started there",
     8283: "a disk full when a finished run's summary was written again ended the second start",
     2313: "the counts had an epoch of which nothing had been issued",
 }

@@ -8,6 +8,7 @@ or with an error of its own; an error must be one that the faults of that life j
 import asyncio
 import contextvars
 import errno
+import json
 import random
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -166,6 +167,8 @@ class World:
     def _live(self) -> str:
         """One life of the driver; how the run ended, "" if it goes on."""
         number = self.report.num_lives
+        if number > 1 and "disk is full" in self.faults.struck:
+            self.oracle.forget_attempts_after(self._written_attempt())
         num_faults = self.chance.randint(0, 9) if number <= NUM_LIVES_WITH_FAULTS else 0
         self.faults = Faults(self.chance, num_faults, self.report.injected, self._kinds)
         self._driver = Process(f"driver {number}")
@@ -194,6 +197,10 @@ class World:
             self._now_s = self.loop.now_s + DOWN_S
             self._is_living = False
             self.loop.close()
+
+    def _written_attempt(self) -> int:
+        status = Path(f"{ROOT}/runs/run/status.json")
+        return int(json.loads(status.read_text())["attempt"]) if status.is_file() else -1
 
     def _drive(self) -> str:
         """The driver's program."""
