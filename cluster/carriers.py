@@ -144,12 +144,16 @@ class StreamCarrier:
             for engine in engines
         }
         ranks = [f"{engine.id} (rank {rank} of {len(engines) + 1})" for rank, engine in enumerate(engines, 1)]
-        answers = await asyncio.gather(
-            *(
-                self._answers(engine, streams[engine.id], name)
-                for engine, name in zip(engines, ranks, strict=True)
-            )
-        )
+        roll_call = [
+            asyncio.create_task(self._answers(engine, streams[engine.id], name))
+            for engine, name in zip(engines, ranks, strict=True)
+        ]
+        try:
+            answers = await asyncio.gather(*roll_call)
+        finally:  # where the learner died, none may look for it later and find its successor on the way
+            for each in roll_call:
+                each.cancel()
+            await asyncio.gather(*roll_call, return_exceptions=True)
         present = [engine for engine, is_here in zip(engines, answers, strict=True) if is_here]
         sending = asyncio.create_task(self._send(offer, present))
         try:

@@ -68,7 +68,7 @@ def test_a_silent_engine_is_named_and_fenced_while_the_others_draw_and_are_updat
         assert sync.paused_seconds[-1] < 1.0
 
     run_streamed(tmp_path, monkeypatch, main)
-    assert "(rank 1 of 3) did not answer the roll call in rollout.sync_timeout_s=3" in caplog.text
+    assert "(rank 1 of 3) did not answer the roll call in rollout.sync_timeout_s=6" in caplog.text
 
 
 def test_engines_stay_when_the_learner_is_lost_in_the_roll_call_and_find_the_next_one(

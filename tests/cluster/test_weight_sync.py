@@ -72,7 +72,7 @@ def carrier_of(kind, pool, learner, folder, update_mode):
     if kind == "file":
         return FileCarrier(learner, folder, "weights")
     waits = update_mode == "wait"
-    return StreamCarrier(kind, pool, learner, bucket_bytes=1 << 20, timeout_s=3.0, waits=waits)
+    return StreamCarrier(kind, pool, learner, bucket_bytes=1 << 20, timeout_s=6.0, waits=waits)
 
 
 def test_every_engine_takes_every_version_and_no_file_stays(small_ray, tmp_path, monkeypatch):
