@@ -49,7 +49,7 @@ class WeightDigest:
     """SHA-256 over tensors in ascending order of their names: name, dtype, shape, raw little-endian bytes.
 
     Of tensors above `CHUNK_BYTES` the digests of their chunks stand for the bytes, which several threads
-    compute: one core does 2 GB/s, and engines are paused meanwhile.
+    compute: engines are paused meanwhile (`benchmarks/digest.py` says how fast one core is).
 
     >>> digest = WeightDigest()
     >>> digest.add("lm.weight", "F32", (2,), np.zeros(2, np.float32).tobytes())
