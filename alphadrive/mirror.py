@@ -165,6 +165,11 @@ class CheckpointMirror:
 
     def _fetched(self, run: Path, step: int) -> str | None:
         """Bring one checkpoint to a run's folder; returns what is wrong with it, if anything is."""
+        for name in BESIDE:  # config.yaml first: with it the folder is a run's, wherever this is cut off
+            if not (run / name).exists():
+                with suppress(FileNotFoundError):
+                    self._store.fetch(name, run / f".{name}.tmp")
+                    (run / f".{name}.tmp").replace(run / name)
         final = run / _folder(step)
         temporary = final.with_name(f".tmp-{final.name}")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -178,11 +183,6 @@ class CheckpointMirror:
             shutil.rmtree(temporary)
             log.error("refused checkpoint of step %d from %s: %s", step, self.place, error)
             return str(error)
-        for name in BESIDE:
-            if not (run / name).exists():
-                with suppress(FileNotFoundError):
-                    self._store.fetch(name, run / f".tmp-{name}")
-                    (run / f".tmp-{name}").replace(run / name)
         temporary.rename(final)
         log.info("checkpoint of step %d fetched from %s", step, self.place)
         return None

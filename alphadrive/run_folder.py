@@ -96,7 +96,7 @@ class RunFolder:
             mirror = CheckpointMirror.of(config)
             if mirror is not None and resume:
                 mirror.restore(path)
-            if _entries(path):
+            if (path / "config.yaml").is_file():
                 _make_way(path, config, stage, resume=resume, overwrite=overwrite)
             if mirror is not None and not resume:
                 mirror.start_anew(overwrite=overwrite)

@@ -113,6 +113,32 @@ def test_a_copy_is_given_up_when_the_run_is_closed(config, monkeypatch):
     assert run.mirror.steps() == []
 
 
+@pytest.mark.parametrize("last", ["config.yaml", "status.json", "checkpoints/step_000001/ledger.json"])
+def test_what_was_cut_off_on_its_way_back_is_fetched_again(config, tmp_path, monkeypatch, last):
+    with RunFolder.create(config) as run:
+        run.write_status({"status": "running", "stage": "grpo", "attempt": 0})
+        save(run, 1)
+        status, config_text = run.status_path.read_bytes(), (run.path / "config.yaml").read_text()
+    fetch = Store.fetch
+
+    def cut(self, name, path, *more):
+        fetch(self, name, path, *more)
+        if name == last:
+            path.write_bytes(path.read_bytes()[:10])
+            raise OSError("the network is down")
+
+    elsewhere(config, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "fetch", cut)
+        with pytest.raises(RunFolderError, match=r"cannot be read: the network is down"):
+            RunFolder.create(config, resume=True)
+    with RunFolder.create(config, resume=True) as run:
+        assert run.latest_checkpoint().step == 1
+        assert run.status_path.read_bytes() == status
+        assert (run.path / "config.yaml").read_text() == config_text.replace("/here", "/there")
+        assert not list(run.path.rglob("*tmp*"))
+
+
 def damage(address, step, tmp_path):
     (tmp_path / "x").write_bytes(b"weights X" * 1000)
     Store.at(address).put(tmp_path / "x", f"r/checkpoints/step_{step:06d}/model/model.safetensors")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from alphadrive import secrets
 from alphadrive.cli import run as run_command
 from alphadrive.config import load_config
 from alphadrive.config_checks import check_config
@@ -58,6 +59,14 @@ def test_a_secret_that_holds_another_is_hidden_whole(monkeypatch: pytest.MonkeyP
 def test_trees_keep_their_shape() -> None:
     tree = {"reason": f"x {CANARY}", "list": [CANARY, 1, None, {"deep": (1, 2)}], "number": 0.5}
     assert redacted(tree) == {"reason": "x ***", "list": ["***", 1, None, {"deep": (1, 2)}], "number": 0.5}
+
+
+def test_the_environment_is_read_once_for_a_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    values = secrets._values
+    monkeypatch.setattr(secrets, "_values", lambda: reads.append(1) or values())
+    assert redacted([{"text": CANARY}] * 1000) == [{"text": "***"}] * 1000
+    assert len(reads) == 1
 
 
 def test_log_lines_and_their_tracebacks_hold_none() -> None:

@@ -72,3 +72,9 @@ def test_a_job_with_too_little_time_to_end_is_told_how_to_get_more(job, monkeypa
     assert "gives this job 89 s" in stop_note(60)
     monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "90")
     assert stop_note(60) is None
+
+
+def test_a_description_of_the_job_that_is_not_json_is_named(monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{not json")
+    with pytest.raises(ConfigError, match=r"RAY_JOB_CONFIG_JSON_ENV_VAR: .* expected JSON.*unset it"):
+        check_paths(default_config(OUTSIDE))

@@ -170,6 +170,11 @@ def test_a_node_that_sees_other_files_than_the_driver_is_named(nodes, scenes, tm
     arguments = (config, "grpo", placement, resolve_model("tiny"), tmp_path, live_nodes())
     node_paths.check_nodes(*arguments)
     assert list(tmp_path.iterdir()) == []
+    config.data.eval = str(tmp_path / "none")
+    node_paths.check_nodes(config, "sft", *arguments[2:])
+    with pytest.raises(NodeError, match=r"data\.eval: .*/none is missing"):
+        node_paths.check_nodes(*arguments)
+    config.data.eval = None
 
     def of_the_driver(key, folder):
         return {"part-00000.parquet": "1-0"} if key == "data.train" else fingerprints(key, folder)

@@ -172,6 +172,8 @@ def test_ranks_are_put_where_most_engines_fit_beside_them():
         ("cluster.reward_pool=pool=in(a)", "expected labels"),
         ("learner.gpus_per_rank=2", "1 or a part of one"),
         ("cluster.wait_for_nodes_s=-1", "expected 0 or more"),
+        ("rollout.gpu_memory_utilization=0", "expected a share above 0, at most 1"),
+        ("rollout.gpu_memory_utilization=1.1", "expected a share above 0, at most 1"),
     ],
 )
 def test_pools_and_parts_of_gpus_that_ray_would_refuse_are_refused_first(override, problem):

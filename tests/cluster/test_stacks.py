@@ -1,5 +1,6 @@
 """Where processes stand: real ones, sleeping, stopped, gone, out of reach."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -190,6 +191,25 @@ def test_rays_tables_alone_tell_the_processes_of_a_run_known_by_its_name():
     ]
     with pytest.raises(RunNotLiveError, match="no run of this name"):
         find_targets(RunPlace(name="s", folder=None, address="head:6379"), TABLES)
+
+
+def test_processes_of_the_same_number_on_two_nodes_are_told_apart(tmp_path, hanging):
+    of_rays = dataclasses.replace(
+        TABLES,
+        actors=[*TABLES.actors, actor("", 12, "n3"), actor("", 13, "n3", kind="RolloutActor")],
+        hosts=TABLES.hosts | {"n3": "worker-2"},
+    )
+    found = find_targets(RunPlace(name="r", folder=None, address="head:6379"), of_rays)
+    assert len({target.id for target in found}) == len(found) == 6
+    standing = {(target.id, target.node) for target in found if target.pid == 12}
+    assert standing == {("RewardActor-12", "n2"), ("RewardActor-12-n3", "n3")}
+    known = {"kind": "rollout", "id": "engine-0", "pid": 13, "node": "n2", "state": "SERVING"}
+    folder = run_folder(tmp_path / "r", hanging().pid, [known])
+    found = find_targets(RunPlace(name="r", folder=folder, address="head:6379"), of_rays)
+    assert {(target.id, target.node) for target in found if target.pid == 13} == {
+        ("engine-0", "n2"),
+        ("RolloutActor-13", "n3"),
+    }
 
 
 def test_a_worker_on_a_node_that_is_gone_is_told():

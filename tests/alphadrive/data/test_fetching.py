@@ -89,6 +89,20 @@ def test_half_a_copy_is_none(address, upload, cache, monkeypatch):
     assert list(DrivingDataset(local_folder(address)).records()) == records
 
 
+def test_half_a_copy_is_gone_before_room_is_looked_for(address, upload, cache, monkeypatch):
+    records = upload(5)
+    half = cache / f".tmp-{fetching._copy_of(address).name}"
+    half.mkdir(parents=True)
+    free = fetching.shutil.disk_usage(cache)._replace(free=0)
+    usage = fetching.shutil.disk_usage
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: free if half.exists() else usage(path))
+    assert list(DrivingDataset(local_folder(address)).records()) == records
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: free)
+    upload(6)
+    with pytest.raises(DataError, match=r"cannot be copied.*bytes needed, 0 free"):
+        again(address)
+
+
 def test_an_address_without_shards_or_with_one_that_is_no_parquet_is_refused(address, upload, tmp_path):
     with pytest.raises(DataError, match="holds no shards"):
         local_folder(address)
