@@ -212,7 +212,7 @@ def check_disk(
     num_present = len(list((run / "checkpoints").glob("step_*")))
     count = max(2, most - num_present)
     each = checkpoint_bytes(config, num_parameters, num_adapter)
-    folder = _existing_parent(run)
+    folder = existing_parent(run)
     free = shutil.disk_usage(folder).free if free_bytes is None else free_bytes
     if count * each > free:
         raise ResourceError(
@@ -226,7 +226,7 @@ def check_disk(
 
 def check_room(folder: Path, num_bytes: int) -> None:
     """Raises ResourceError when `num_bytes` do not fit where `folder` is or will be."""
-    free = shutil.disk_usage(_existing_parent(folder)).free
+    free = shutil.disk_usage(existing_parent(folder)).free
     if num_bytes > free:
         raise ResourceError(
             f"not enough disk space for {folder}: {gib(num_bytes)} needed, {gib(free)} free; free some or "
@@ -234,6 +234,7 @@ def check_room(folder: Path, num_bytes: int) -> None:
         )
 
 
-def _existing_parent(path: Path) -> Path:
+def existing_parent(path: Path) -> Path:
+    """The path itself or the nearest folder above it that exists."""
     absolute = path.absolute()
     return next(parent for parent in [absolute, *absolute.parents] if parent.exists())

@@ -252,7 +252,7 @@ def _add_dry_run(parser: argparse.ArgumentParser) -> None:
 
 def _demo(args: argparse.Namespace) -> int:
     if args.dry_run:
-        return dry_demo()
+        return dry_demo(args.seed)
     from alphadrive.demo import run_demo
 
     run_demo(args)
@@ -271,7 +271,7 @@ def _sft(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, args.overrides)
     if args.dry_run:
-        return dry_run(config, "sft")
+        return dry_run(config, "sft", resume=args.resume, overwrite=args.overwrite)
     from cluster.launch import run_sft
 
     return _ended(run_sft(config, resume=args.resume, overwrite=args.overwrite))
@@ -282,7 +282,7 @@ def _grpo(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, args.overrides)
     if args.dry_run:
-        return dry_run(config, "grpo")
+        return dry_run(config, "grpo", resume=args.resume, overwrite=args.overwrite)
     from cluster.launch import run_grpo
 
     return _ended(run_grpo(config, resume=args.resume, overwrite=args.overwrite))
@@ -293,7 +293,7 @@ def _debug(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, args.overrides)
     if args.dry_run:
-        return dry_run(config, "debug")
+        return dry_run(config, "debug", resume=args.resume, overwrite=args.overwrite)
     from cluster.debug import run_debug
 
     return _ended(run_debug(config, resume=args.resume, overwrite=args.overwrite))

@@ -53,6 +53,12 @@ class DemoPaths:
         return cls(data=Path("data") / name, run=Path("runs") / name, sft=Path("runs") / f"{name}-sft")
 
 
+def overrides_of(paths: DemoPaths, name: str, seed: int) -> list[str]:
+    """What makes the shipped configuration that of the run `name` of a seed."""
+    data = [f"data.train={paths.data}/train", f"data.eval={paths.data}/eval"]
+    return [f"run.name={name}", f"seed={seed}", *data]
+
+
 def run_demo(args: argparse.Namespace) -> None:
     """Run the demo, or with `--controls` the controls beside a finished demo. Raises
     AlphaDriveError when a stage fails; its own message is on the screen by then."""
@@ -201,8 +207,7 @@ def _is_made(folder: Path, count: int, first_id: str) -> bool:
 
 
 def _train(stage: str, paths: DemoPaths, name: str, seed: int, *overrides: str) -> None:
-    data = (f"data.train={paths.data}/train", f"data.eval={paths.data}/eval")
-    _command(stage, CONFIG, "--overwrite", f"run.name={name}", f"seed={seed}", *data, *overrides)
+    _command(stage, CONFIG, "--overwrite", *overrides_of(paths, name, seed), *overrides)
 
 
 def _evaluate(config: Config, model: Path, paths: DemoPaths, name: str, *options: str) -> _Outcome:

@@ -55,18 +55,26 @@ class CheckpointMirror:
             return None
         return cls(checkpoint.mirror, config.run.name, checkpoint.keep_last, checkpoint.keep_best)
 
+    def check_new(self, *, may_have_earlier: bool) -> None:
+        """Raises RunFolderError where checkpoints of an earlier run are and may not be, or the address cannot
+        be used."""
+        try:
+            steps = self.steps()
+        except OSError as error:
+            raise RunFolderError(self._problem("cannot be used", error)) from error
+        if steps and not may_have_earlier:
+            raise RunFolderError(
+                f"{self.place}: holds a checkpoint of step {steps[-1]} of an earlier run; go on from it "
+                "by --resume, replace it by --overwrite, or choose another run.name or checkpoint.mirror"
+            )
+
     def start_anew(self, *, overwrite: bool) -> None:
         """Make sure that a new run finds no checkpoints of another one; removes them with `overwrite`.
 
         Raises RunFolderError where there are some, or the address cannot be used.
         """
+        self.check_new(may_have_earlier=overwrite)
         try:
-            steps = self.steps()
-            if steps and not overwrite:
-                raise RunFolderError(
-                    f"{self.place}: holds a checkpoint of step {steps[-1]} of an earlier run; go on from it "
-                    "by --resume, replace it by --overwrite, or choose another run.name or checkpoint.mirror"
-                )
             self._store.delete_folder("checkpoints")
         except OSError as error:
             raise RunFolderError(self._problem("cannot be used", error)) from error

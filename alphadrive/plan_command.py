@@ -69,17 +69,27 @@ def run_plan(args: argparse.Namespace) -> int:
     return _shown(plan, as_json=args.json)
 
 
-def dry_run(config: "Config", stage: Literal["grpo", "sft", "debug"]) -> int:
-    """Check everything that a start checks, then show the plan; nothing is started, no run folder made.
+def dry_run(
+    config: "Config",
+    stage: Literal["grpo", "sft", "debug"],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Check everything that a start checks, then show the plan; nothing is started, nothing written.
 
     Returns 1 when the run would not fit. Raises InputError.
     """
     from alphadrive.preflight import check_run
+    from alphadrive.run_folder import RunFolder
     from alphadrive.sizing.gpus import DEFAULT_GPU, GPUS
     from alphadrive.sizing.plan import make_plan
-    from cluster.jobs import check_paths
+    from cluster.jobs import check_paths, cluster_to_join
 
     check_paths(config)
+    if stage != "debug":
+        cluster_to_join()
+    RunFolder.check(config, resume, overwrite, "grpo" if stage == "debug" else stage)
     if stage != "sft":
         from rewards.further import load_terms
 
@@ -115,18 +125,29 @@ def dry_answers(config: "Config", checked: "RunCheck", num_answers: int) -> int:
     return 0 if all(device.fits for device in devices) else 1
 
 
-def dry_demo() -> int:
-    """Show the plans of the demo's two stages, whose data it would make itself."""
+def dry_demo(seed: int) -> int:
+    """Check the folders of the demo's two stages and show their plans; it would make the data itself.
+
+    Returns 1 when a stage would not fit. Raises InputError.
+    """
+    from alphadrive.capacity import check_disk
     from alphadrive.config import load_config
-    from alphadrive.demo import CONFIG, NUM_TRAIN, SFT_RANKS, SFT_SHARE
+    from alphadrive.demo import CONFIG, NUM_TRAIN, SFT_RANKS, SFT_SHARE, DemoPaths, overrides_of
+    from alphadrive.run_folder import RunFolder
     from alphadrive.sizing.gpus import DEFAULT_GPU, GPUS
     from alphadrive.sizing.plan import make_plan
 
-    sft = make_plan(
-        load_config(CONFIG, [SFT_RANKS]), "sft", GPUS[DEFAULT_GPU], rows=int(NUM_TRAIN * SFT_SHARE)
-    )
-    grpo = make_plan(load_config(CONFIG), "grpo", GPUS[DEFAULT_GPU], rows=NUM_TRAIN)
-    return max(_shown(sft), _shown(grpo))
+    paths, codes = DemoPaths.of(seed), []
+    for stage, run, rows, overrides in (
+        ("sft", paths.sft, int(NUM_TRAIN * SFT_SHARE), [SFT_RANKS]),
+        ("grpo", paths.run, NUM_TRAIN, []),
+    ):
+        config = load_config(CONFIG, [*overrides_of(paths, run.name, seed), *overrides])
+        RunFolder.check(config, overwrite=True, stage=stage)
+        plan = make_plan(config, stage, GPUS[DEFAULT_GPU], rows=rows)
+        check_disk(config, plan.architecture.parameters)
+        codes.append(_shown(plan))
+    return max(codes)
 
 
 def _shown(plan: "Plan", *, as_json: bool = False) -> int:

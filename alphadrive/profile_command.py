@@ -62,7 +62,7 @@ def run_profile(args: argparse.Namespace) -> int:
     if not folder.is_dir():
         config = _profiled_config(args)
         if args.dry_run:
-            return dry_run(config, "grpo")
+            return dry_run(config, "grpo", overwrite=args.overwrite)
         from cluster.launch import run_grpo
 
         folder = run_grpo(config, overwrite=args.overwrite).folder

@@ -24,11 +24,12 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Self
 
 from alphadrive.atomic import write_json
+from alphadrive.capacity import existing_parent
 from alphadrive.checkpoints import Checkpoint, CheckpointStore
 from alphadrive.config import Config, load_config, save_config
 from alphadrive.errors import RunFolderError
@@ -48,6 +49,8 @@ from alphadrive.trackers import Tracker, trackers_for
 
 LEDGER_FILE = "ledger.json"
 """In a checkpoint: what the driver knows beside what the learner keeps."""
+
+_BUSY = "another process is writing this run; wait for it, stop it, or choose another run.name"
 
 log = logging.getLogger(__name__)
 
@@ -80,24 +83,16 @@ class RunFolder:
         another process is writing this run; ConfigError when the run's checkpoint is of another stage or
         cannot go on with this configuration.
         """
-        path = Path(config.run.root) / config.run.name
-        if resume and overwrite:
-            raise RunFolderError(f"{path}: --resume and --overwrite exclude each other; give one")
-        if path.exists() and not _is_run_or_empty(path):
-            raise RunFolderError(
-                f"{path}: exists, but is no run folder (no config.yaml in it); choose another run.name"
-            )
-        lock = take_lock(
-            path,
-            "another process is writing this run; wait for it, stop it, or choose another run.name",
-        )
+        path = _free_or_run(config, resume=resume, overwrite=overwrite)
+        lock = take_lock(path, _BUSY)
         mirror = None
         try:
             mirror = CheckpointMirror.of(config)
             if mirror is not None and resume:
                 mirror.restore(path)
-            if (path / "config.yaml").is_file():
-                _make_way(path, config, stage, resume=resume, overwrite=overwrite)
+            _check_existing(path, config, stage, resume=resume, overwrite=overwrite)
+            if overwrite:
+                _clear(path)
             if mirror is not None and not resume:
                 mirror.start_anew(overwrite=overwrite)
             # First, because it is what makes the folder a run's, whenever this process is killed.
@@ -119,6 +114,21 @@ class RunFolder:
         run._lock, run.mirror = lock, mirror
         run._trackers = trackers_for(config.run, path, config.run.name)
         return run
+
+    @staticmethod
+    def check(config: Config, resume: bool = False, overwrite: bool = False, stage: str = "grpo") -> None:
+        """Raise what `create` would, and write nothing. What only a mirror has of the run is not compared."""
+        path = _free_or_run(config, resume=resume, overwrite=overwrite)
+        parent = existing_parent(path)
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise RunFolderError(f"{path}: cannot write the run folder: {parent} is not ours to write in")
+        if (path / LOCK_FILE).exists():
+            take_lock(path, _BUSY).close()
+        _check_existing(path, config, stage, resume=resume, overwrite=overwrite)
+        mirror = CheckpointMirror.of(config)
+        if mirror is not None:
+            with closing(mirror):
+                mirror.check_new(may_have_earlier=resume or overwrite)
 
     @property
     def metrics_path(self) -> Path:
@@ -276,19 +286,27 @@ def _is_run_or_empty(path: Path) -> bool:
     return all(entry.name.startswith(".config.yaml.") for entry in _entries(path))
 
 
-def _make_way(path: Path, config: Config, stage: str, *, resume: bool, overwrite: bool) -> None:
-    if not resume and not overwrite:
+def _free_or_run(config: Config, *, resume: bool, overwrite: bool) -> Path:
+    """Where a run's folder is or is to be. Raises RunFolderError when something else is there."""
+    path = Path(config.run.root) / config.run.name
+    if resume and overwrite:
+        raise RunFolderError(f"{path}: --resume and --overwrite exclude each other; give one")
+    if path.exists() and not _is_run_or_empty(path):
+        raise RunFolderError(
+            f"{path}: exists, but is no run folder (no config.yaml in it); choose another run.name"
+        )
+    return path
+
+
+def _check_existing(path: Path, config: Config, stage: str, *, resume: bool, overwrite: bool) -> None:
+    """Check that an earlier run in the folder, if there is one, may be gone on with or replaced."""
+    if not (path / "config.yaml").is_file() or overwrite:
+        return
+    if not resume:
         raise RunFolderError(
             f"{path}: this run folder exists; go on with it by --resume, replace it by --overwrite, "
             "or choose another run.name"
         )
-    if overwrite:
-        for entry in _entries(path):
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-        return
     checkpoints = CheckpointStore(path / "checkpoints").all()
     check_resumable(
         path,
@@ -298,6 +316,14 @@ def _make_way(path: Path, config: Config, stage: str, *, resume: bool, overwrite
         stage_before=_stage_of(path),
         has_checkpoint=bool(checkpoints),
     )
+
+
+def _clear(path: Path) -> None:
+    for entry in _entries(path):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _stage_of(path: Path) -> str | None:

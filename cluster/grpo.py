@@ -25,6 +25,7 @@ from cluster.buffer import SlotBuffer
 from cluster.carriers import Carrier, FileCarrier, StreamCarrier, transfer_kind
 from cluster.gang import reserve
 from cluster.inventory import room_text
+from cluster.jobs import cluster_to_join
 from cluster.launch import WEIGHTS_FOLDER, Attempt, remove_leftover_weights, weights_prefix
 from cluster.learner_group import LearnerGroup
 from cluster.loop import Learner, Parts, Rewards, Rollouts, Schedule, Sync, run
@@ -34,7 +35,6 @@ from cluster.placing import first_engine_placed
 from cluster.profiler import profiled
 from cluster.proof import CanaryLimit, canary_queries
 from cluster.queries import QueryLedger
-from cluster.ray_session import cluster_to_join
 from cluster.recorder import GrpoRecorder
 from cluster.recovery import train_with_restarts
 from cluster.reward_pool import RewardPool

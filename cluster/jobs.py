@@ -1,7 +1,7 @@
 """What is different in a job given to `ray job submit`: its folder is a copy, its end has a time limit.
 
 Ray runs the command of a submitted job on a node of the cluster, in a copy of the submitted folder that is
-thrown away with the job, and says so in an environment variable. It ends a job with SIGTERM, and with SIGKILL
+thrown away with the job, and says so in environment variables. It ends a job with SIGTERM, and with SIGKILL
 after RAY_JOB_STOP_WAIT_TIME_S. Called by `cluster.launch` before anything is started. See docs/submitting.md.
 """
 
@@ -40,6 +40,21 @@ def check_paths(config: Config) -> None:
     problems = [problem for key, path in folders.items() if (problem := _problem(key, path, copy))]
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def cluster_to_join() -> str | None:
+    """The address of the cluster that RAY_ADDRESS names; None when there is none, and one is to be started.
+
+    Raises ConfigError for an address that only other commands of Ray take.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "://" in address:
+        raise ConfigError(
+            f"RAY_ADDRESS={address}: a run joins a cluster from one of its nodes, by host:6379 or auto; from "
+            "elsewhere give it to `ray job submit` (docs/submitting.md), or unset RAY_ADDRESS to start a "
+            "cluster here"
+        )
+    return None if address in ("", "local") else address
 
 
 def stop_note(stop_grace_s: float) -> str | None:

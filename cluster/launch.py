@@ -24,12 +24,12 @@ from alphadrive.types import WeightVersion
 from cluster.collector import rare_collections
 from cluster.control_room import control_room
 from cluster.inventory import live_nodes
-from cluster.jobs import check_paths, stop_note
+from cluster.jobs import check_paths, cluster_to_join, stop_note
 from cluster.node_paths import check_nodes
 from cluster.placement import Placement, num_engines, plan_placement
 from cluster.processes import ProcessTree, Reaper
 from cluster.progress import RunProgress
-from cluster.ray_session import cluster_to_join, ray_session
+from cluster.ray_session import ray_session
 from cluster.resuming import end_of_finished, kept_checkpoints, newest_start, start_of
 from cluster.stall import Deadman, guarded, stall_limit_s
 from cluster.status import RunStatus

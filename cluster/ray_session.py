@@ -6,16 +6,16 @@ goes on: Ray ends the actors of a driver that leaves, no process of it is touche
 """
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 
-from alphadrive.errors import ClusterError, ConfigError
+from alphadrive.errors import ClusterError
 from cluster import private_cluster
 from cluster.authentication import choose_authentication
+from cluster.jobs import cluster_to_join
 from cluster.processes import ProcessTree, end_processes
 from cluster.stopping import signals_deferred
 
@@ -48,21 +48,6 @@ def ray_session(num_gpus: float, tree: ProcessTree) -> Iterator[None]:
                 ray.shutdown()
                 if address is None:
                     end_processes(started)
-
-
-def cluster_to_join() -> str | None:
-    """The address of the cluster that RAY_ADDRESS names; None when there is none, and one is to be started.
-
-    Raises ConfigError for an address that only other commands of Ray take.
-    """
-    address = os.environ.get("RAY_ADDRESS", "")
-    if "://" in address:
-        raise ConfigError(
-            f"RAY_ADDRESS={address}: a run joins a cluster from one of its nodes, by host:6379 or auto; from "
-            "elsewhere give it to `ray job submit` (docs/submitting.md), or unset RAY_ADDRESS to start a "
-            "cluster here"
-        )
-    return None if address in ("", "local") else address
 
 
 def _start_local(num_gpus: float, tree: ProcessTree) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from alphadrive import cli
+from alphadrive.config import Config, load_config
 from alphadrive.data.parquet import write_records
 from alphadrive.data.records import DrivingRecord
+from alphadrive.run_folder import RunFolder
 
 MakeRecord = Callable[..., DrivingRecord]
 
@@ -35,6 +37,10 @@ def test_a_plan_needs_neither_model_nor_data(
     assert "qwen2vl-2b: grpo on 8 H200" in shown and "2,208,985,600 parameters" in shown
     assert "110,000 rows" in shown and "1,146 an epoch" in shown and "It fits." in shown
     assert list(tmp_path.iterdir()) == []
+    run = RunFolder.create(load_config("demo", ["run.name=demo-seed1", "run.tensorboard=false"]))
+    assert cli.run(["demo", "--dry-run", "--seed", "1"]) == 2
+    assert "another process is writing" in capsys.readouterr().err
+    run.close()
 
 
 def test_what_does_not_fit_ends_with_1_and_says_what_would(capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,6 +114,63 @@ def test_a_dry_run_refuses_what_a_run_would(data: list[str], capsys: pytest.Capt
     assert "no_such_module" in capsys.readouterr().err
 
 
+def earlier_run(config: Config, stage: str) -> RunFolder:
+    """A run with a checkpoint, still open."""
+    run = RunFolder.create(config, stage=stage)
+    run.write_status({"stage": stage})
+    (run.begin_checkpoint(2) / "file").write_text("x")
+    run.commit_checkpoint(2)
+    return run
+
+
+def test_a_dry_run_finds_what_a_start_would_find_in_its_folder(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = [*data, f"run.root={tmp_path}/runs", "run.tensorboard=false", "grpo.steps=3"]
+
+    def dry(*more: str) -> tuple[int, str]:
+        code = cli.run(["grpo", "debug", "--dry-run", *keys, *more])
+        return code, capsys.readouterr().err
+
+    assert dry()[0] == 0 and not (tmp_path / "runs").exists()
+    run = earlier_run(load_config("debug", keys), "grpo")
+    assert dry("--resume")[0] == 2 and "another process is writing" in dry("--overwrite")[1]
+    run.close()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
+    assert "--resume" in dry()[1] and dry()[0] == 2
+    assert dry("--resume")[0] == dry("--overwrite")[0] == 0
+    code, shown = dry("--resume", "grpo.group_size=6")
+    assert code == 2 and "grpo.group_size=6: the run in" in shown
+    assert cli.run(["sft", "debug", "--dry-run", "--resume", *keys]) == 2
+    assert "holds a run of grpo" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")} == before
+    (tmp_path / "file").write_text("no folder")
+    assert "is not ours to write in" in dry(f"run.root={tmp_path}/file")[1]
+    (tmp_path / "other" / "debug").mkdir(parents=True)
+    (tmp_path / "other" / "debug" / "thesis.tex").write_text("mine")
+    assert "is no run folder" in dry(f"run.root={tmp_path}/other")[1]
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    assert "a run joins a cluster from one of its nodes" in dry("run.name=new")[1]
+
+
+def test_a_dry_run_finds_an_earlier_run_in_the_mirror(
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mirror").mkdir()
+    keys = [*data, "run.tensorboard=false", f"checkpoint.mirror=file://{tmp_path}/mirror"]
+    config = load_config("debug", [*keys, f"run.root={tmp_path}/runs"])
+    with earlier_run(config, "grpo") as run:
+        assert run.mirror is not None
+        run.mirror.copy(run.path, run.checkpoints.all()[0])
+        assert run.mirror.copying is not None
+        run.mirror.copying.result()
+    asked = ["grpo", "debug", "--dry-run", *keys, f"run.root={tmp_path}/elsewhere"]
+    assert cli.run(asked) == 2
+    assert "holds a checkpoint of step 2 of an earlier run" in capsys.readouterr().err
+    assert cli.run([*asked, "--resume"]) == cli.run([*asked, "--overwrite"]) == 0
+    assert list((tmp_path / "mirror").rglob("manifest.json")) and not (tmp_path / "elsewhere").exists()
+
+
 def test_a_dry_evaluation_counts_answers_and_memory(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,5 +201,9 @@ def test_a_dry_demo_plans_both_stages(
     monkeypatch.chdir(tmp_path)
     assert cli.run(["demo", "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert "demo: sft on CPU" in shown and "demo: grpo on CPU" in shown and "6,000 rows" in shown
+    assert "demo-sft: sft on CPU" in shown and "demo: grpo on CPU" in shown and "6,000 rows" in shown
     assert list(tmp_path.iterdir()) == []
+    run = RunFolder.create(load_config("demo", ["run.name=demo-seed1", "run.tensorboard=false"]))
+    assert cli.run(["demo", "--dry-run", "--seed", "1"]) == 2
+    assert "another process is writing" in capsys.readouterr().err
+    run.close()

@@ -20,7 +20,7 @@ pytest.importorskip("ray")
 def test_a_run_joins_the_cluster_that_ray_address_names_and_starts_its_own_otherwise(
     monkeypatch, address, joined
 ):
-    from cluster.ray_session import cluster_to_join
+    from cluster.jobs import cluster_to_join
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address is not None:
@@ -30,7 +30,7 @@ def test_a_run_joins_the_cluster_that_ray_address_names_and_starts_its_own_other
 
 @pytest.mark.parametrize("address", ["http://head:8265", "ray://head:10001"])
 def test_an_address_for_other_commands_is_refused_with_what_to_do(monkeypatch, address):
-    from cluster.ray_session import cluster_to_join
+    from cluster.jobs import cluster_to_join
 
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match=f"RAY_ADDRESS={address}.*ray job submit.*unset"):
