@@ -98,8 +98,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return command(args)
     except AlphaDriveError as error:
         print(f"alphadrive: {secrets.redact(str(error))}", file=sys.stderr)
-        if args.verbose:
-            logging.getLogger(__name__).debug("where it was raised", exc_info=True)
+        logging.getLogger(__name__).debug("where it was raised", exc_info=True)
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         is_ctrl_c = type(interrupt) is KeyboardInterrupt
@@ -109,9 +108,14 @@ def run(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if error.errno in _DISK_ERRORS:
+            remedy = "make room or write elsewhere"
+        elif error.filename is not None:
+            remedy = "the same command with `alphadrive -v` shows where"
+        else:
             raise
-        print(f"alphadrive: {error}; make room or write elsewhere", file=sys.stderr)
+        print(f"alphadrive: {secrets.redact(str(error))}; {remedy}", file=sys.stderr)
+        logging.getLogger(__name__).debug("where it was raised", exc_info=True)
         return 1
 
 

@@ -8,6 +8,7 @@ configuration is checked by `alphadrive.preflight`.
 
 import dataclasses
 import difflib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -373,8 +374,18 @@ def _finished(tree: Any, overrides: list[str]) -> Config:
         _set(tree, key, value, source=f"override {override!r}")
     config = OmegaConf.to_object(tree)
     assert isinstance(config, Config)
+    _expand_home(config)
     check_config(config)
     return config
+
+
+def _expand_home(config: Config) -> None:
+    """Put this user's home for a leading `~`: a shell does not, behind `run.root=`."""
+    config.run.root = os.path.expanduser(config.run.root)
+    config.model.path = os.path.expanduser(config.model.path)
+    config.data.train = os.path.expanduser(config.data.train)
+    if config.data.eval is not None:
+        config.data.eval = os.path.expanduser(config.data.eval)
 
 
 def save_config(config: Config, path: Path) -> None:

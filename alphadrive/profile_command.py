@@ -58,6 +58,8 @@ def run_profile(args: argparse.Namespace) -> int:
     """
     if args.plot is not None and args.plot.suffix != ".svg":
         raise InputError(f"--plot {args.plot}: expected a name that ends in .svg")
+    if args.plot is not None and not args.plot.absolute().parent.is_dir():
+        raise InputError(f"--plot {args.plot}: no such folder: {args.plot.parent}; make it first")
     folder = Path(args.what)
     if not folder.is_dir():
         config = _profiled_config(args)

@@ -17,6 +17,8 @@ from cluster.cluster_file import this_process
 ENDED = ("finished", "no_signal", "interrupted", "failed")
 """Values of `status` that are the last ones of an attempt."""
 
+_ALWAYS = {"status", "stage", "pid", "started_s", "updated_s"}
+
 logger = logging.getLogger(__name__)
 
 
@@ -96,11 +98,15 @@ def _earlier(run: RunFolder) -> tuple[list[dict[str, Any]], int]:
 
 
 def read_status(run_folder: Path) -> dict[str, Any]:
-    """The status that a run last wrote. Raises RunFolderError when there is none."""
+    """The status that a run last wrote. Raises RunFolderError when there is none, or another file is there."""
     path = run_folder / "status.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        status = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunFolderError(f"{path}: missing; this run has never started") from None
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path}: not readable: {error}") from error
+    missing = _ALWAYS - status.keys() if isinstance(status, dict) else _ALWAYS
+    if missing:
+        raise RunFolderError(f"{path}: not the status of a run: it has no {', '.join(sorted(missing))}")
+    return dict(status)

@@ -12,6 +12,7 @@ import pytest
 
 from alphadrive import cli
 from alphadrive.checkpoints import CheckpointStore
+from alphadrive.config import default_config
 from alphadrive.errors import CheckpointError, ConfigError, ModelError, RolloutError, RunFolderError
 from alphadrive.model_source import model_folder_of
 
@@ -109,6 +110,21 @@ def test_a_full_disk_is_said_in_one_line(monkeypatch, capsys):
     )
     with pytest.raises(OSError):
         run_with(monkeypatch, OSError(errno.EIO, "Input/output error"))
+
+
+def test_a_path_that_the_system_refuses_is_said_in_one_line(capsys):
+    long = "x" * 5000
+    assert cli.run(["status", long]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("alphadrive: [Errno 36] File name too long") and "-v" in shown
+
+
+def test_a_home_is_put_for_a_tilde(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keys = ("run.root", "data.train", "data.eval", "model.path")
+    config = default_config([f"{key}=~/x" for key in keys])
+    places = {config.run.root, config.data.train, config.data.eval, config.model.path}
+    assert places == {f"{tmp_path}/x"}
 
 
 def test_a_dataset_that_cannot_be_written_is_refused(tmp_path, capsys):

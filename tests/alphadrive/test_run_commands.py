@@ -103,6 +103,17 @@ def test_for_machines_a_crash_is_told_as_one(tmp_path: Path, capsys: pytest.Capt
     assert "--resume" in told["note"]
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", '{"status": "running"}', "3"])
+def test_a_status_of_something_else_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "status.json").write_text(text)
+    for command in ("status", "stop", "stack"):
+        assert cli.run([command, str(tmp_path)]) == 2
+        assert "not the status of a run: it has no pid, stage" in capsys.readouterr().err
+
+
 def test_a_process_that_got_the_number_of_a_dead_driver_is_not_taken_for_it(tmp_path: Path) -> None:
     folder = make_run(tmp_path, cluster={}, started_s=100.0)
     assert run_client.driver_has_died(run_client.find_run(str(folder), None))

@@ -62,6 +62,7 @@ def test_a_plot_is_an_svg_with_a_bar_for_each_kind(profiled, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--plot", "p.png"], "ends in .svg"),
+        (["--plot", "no/such/p.svg"], "no such folder: no/such"),
         (["--steps", "3"], "is a run's folder"),
         (["grpo.steps=3"], "is a run's folder"),
         (["--overwrite"], "is a run's folder"),
