@@ -189,18 +189,19 @@ def _run_stage(stage: str, attempt: Attempt, train: Stage, tree: ProcessTree | N
     if tree is None:
         return _run_loop(attempt, train(attempt))
     with _deadman(attempt) as deadman, ray_session(num_gpus, tree):
-        _place(attempt, stage)
+        _place(attempt, stage, deadman)
         _run_loop(attempt, guarded(train(attempt), deadman.pulse()))
 
 
-def _place(attempt: Attempt, stage: str) -> None:
+def _place(attempt: Attempt, stage: str, deadman: Deadman) -> None:
     """Compare what the run asks for with the nodes there are, and say it. Raises ResourceError, NodeError."""
     nodes = live_nodes()
     attempt.placement = plan_placement(attempt.config, stage, nodes)
     for words in (attempt.placement.table, attempt.placement.note):
         if words:
             attempt.progress.say(words)
-    check_nodes(attempt.config, stage, attempt.placement, attempt.model_folder, attempt.run.path, nodes)
+    folders = (attempt.model_folder, attempt.run.path)
+    check_nodes(attempt.config, stage, attempt.placement, *folders, nodes, deadman.touch)
 
 
 def _deadman(attempt: Attempt) -> Deadman:

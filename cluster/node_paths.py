@@ -1,6 +1,7 @@
 """That every node sees the files which its workers open: asked of each before anything is placed.
 
     driver: fingerprints, a new file in the run's folder ──▶ a task on every other node ──▶ what differs
+            data at an address ──▶ a task on every node that reads it ──▶ its copy is there
 
 A fingerprint is names, sizes and the first and last part of every file, where safetensors and Parquet list
 what is in them; of data at an address, what the store lists. A node that joins later is not asked: a worker
@@ -22,9 +23,9 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from alphadrive.config import Config
-from alphadrive.data.fetching import access_problem, place_for_others
+from alphadrive.data.fetching import access_problem, local_folder, num_bytes_here, place_for_others
 from alphadrive.data.schema import shard_paths
-from alphadrive.errors import NodeError
+from alphadrive.errors import AlphaDriveError, NodeError
 from alphadrive.object_store import is_address
 from alphadrive.pools import parse_pool
 from alphadrive.resources import put_our_packages_first
@@ -41,6 +42,8 @@ ANSWER_S = 45.0
 """A node has so long to start a process and look."""
 LOOKS = 10
 """A shared file system may show a new file a few seconds later: so many looks, one a second."""
+COPY_NEWS_S = 60.0
+"""How often a log line tells how many nodes have copied."""
 EDGE_BYTES = 1 << 16
 MODEL = "model.path"
 
@@ -61,8 +64,11 @@ def check_nodes(
     model_folder: Path,
     run_folder: Path,
     nodes: Sequence[Node],
+    note_progress: Callable[[], None] = lambda: None,
 ) -> None:
-    """Have every other node that may get workers compare what it sees with what the driver does.
+    """Have every other node that may get workers compare what it sees with what the driver does, then copy
+    what data is at an address: a worker that starts has no time for that. `note_progress` is called now and
+    then while copies grow.
 
     Raises NodeError with every difference. With one node there is nothing to ask.
     """
@@ -79,21 +85,66 @@ def check_nodes(
     mark = run_folder.resolve() / f".seen-{uuid.uuid4().hex}"
     mark.write_text(mark.name)
     try:
-        task, tasks = ray.remote(differences), {}
-        for node in writers:
-            on_it = NodeAffinitySchedulingStrategy(node.id, soft=False)
-            pinned = task.options(num_cpus=0, max_retries=0, scheduling_strategy=on_it)
-            asked = (seen, remote) if node in readers else ([], {})
-            tasks[pinned.remote(*asked, mark)] = node
-        problems = _answers(tasks)
+        asked = [(node, (seen, remote) if node in readers else ([], {})) for node in writers]
+        _raise_all(_answers(_start(differences, [(node, (*what, mark)) for node, what in asked])))
     finally:
         mark.unlink(missing_ok=True)
+    logger.info("%d nodes see the run's folder, %d of them its data and model", len(writers), len(readers))
+    if remote and readers:
+        _bring_all(sorted(remote.values()), readers, note_progress)
+
+
+def _bring_all(places: Sequence[str], nodes: Sequence[Node], note_progress: Callable[[], None]) -> None:
+    tasks = _start(bring, [(node, (places,)) for node in nodes])
+    waiting, before = list(tasks), -1
+    while waiting:
+        _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=COPY_NEWS_S)
+        num_bytes = sum(map(_number, _start(num_bytes_copied, [(node, (places,)) for node in nodes])))
+        done = len(tasks) - len(waiting)
+        logger.info("%d of %d nodes have the data, %.2f GB copied", done, len(tasks), num_bytes / 1e9)
+        if num_bytes != before:
+            note_progress()
+        before = num_bytes
+    _raise_all(_answers(tasks))
+
+
+def bring(places: Sequence[str]) -> list[str]:
+    """Copy data at addresses, as `place_for_others` gives them, to this node; runs on the node, returns no
+    problem. Raises DataError."""
+    for place in places:
+        local_folder(place)
+    return []
+
+
+def num_bytes_copied(places: Sequence[str]) -> int:
+    """Bytes of that data that are on this node; runs on the node."""
+    return sum(map(num_bytes_here, places))
+
+
+def _number(task: Any) -> int:
+    try:
+        return int(ray.get(task, timeout=ANSWER_S))
+    except RayError:  # `bring` tells of a node that is gone
+        return 0
+
+
+def _start(
+    function: Callable[..., object], arguments: Sequence[tuple[Node, tuple[Any, ...]]]
+) -> dict[Any, Node]:
+    """A task on each of these nodes; returns the nodes by task."""
+    task, tasks = ray.remote(function), {}
+    for node, asked in arguments:
+        on_it = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        tasks[task.options(num_cpus=0, max_retries=0, scheduling_strategy=on_it).remote(*asked)] = node
+    return tasks
+
+
+def _raise_all(problems: list[str]) -> None:
     if problems:
         raise NodeError(
             "every node must see the same files, on a volume that all mount or as copies at the same place:\n"
             + "\n".join(f"  {line}" for line in problems)
         )
-    logger.info("%d nodes see the run's folder, %d of them its data and model", len(writers), len(readers))
 
 
 def differences(seen: Sequence[Seen], remote: Mapping[str, str], mark: Path) -> list[str]:
@@ -198,7 +249,9 @@ def _answers(tasks: dict[Any, Node]) -> list[str]:
             try:
                 lines = ray.get(task)
             except RayTaskError as error:
-                lines = [f"cannot run this project's code: {error.cause or error}"]
+                cause = error.cause or error
+                is_ours = isinstance(cause, AlphaDriveError)
+                lines = [str(cause) if is_ours else f"cannot run this project's code: {cause}"]
             except RayError as error:
                 lines = [f"cannot be asked: {error}"]
         problems += [f"{node_text(node)}: {line}" for line in lines]

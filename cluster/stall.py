@@ -75,7 +75,8 @@ async def guarded(work: Coroutine[Any, Any, Result], *guards: Coroutine[Any, Any
 
 class Deadman:
     """Ends the process when its event loop does not turn for `limit_s`. Use as a context manager, and run
-    `pulse` in the loop; from entering to the first pulse, and from the last one to leaving, counts too.
+    `pulse` in the loop; from entering to the first pulse, and from the last one to leaving, counts too. What
+    may take longer before the loop turns calls `touch` whenever it has got further.
 
     `report` is told in what the main thread stands; it has a few seconds.
     """
@@ -96,10 +97,14 @@ class Deadman:
     ) -> None:
         self._is_over.set()
 
+    def touch(self) -> None:
+        """Show that something was done."""
+        self._alive_s = time.monotonic()
+
     async def pulse(self) -> NoReturn:
         """Show that the event loop turns."""
         while True:
-            self._alive_s = time.monotonic()
+            self.touch()
             await asyncio.sleep(POLL_S)
 
     def _watch(self) -> None:

@@ -3,10 +3,10 @@
     local_folder("s3://b/train")   the user's cache folder, alphadrive/data/KEY/part-00000.parquet ...
 
 KEY covers the address and every file's name, size and time of change: a dataset that changes is another one.
-A copy is complete or not there; whatever processes of a machine ask for it, one of them copies. Damage on the
-way shows when a row is read: Parquet pages carry checksums. Driver, engines and learner ranks each ask for
-themselves, wherever they run; the driver tells the others its KEY (`s3://b/train#KEY`), so that all of them
-read the same rows or none.
+A copy is complete or not there, and one that was cut off is gone on with, shard by shard; whatever processes
+of a machine ask for it, one of them copies. Damage on the way shows when a row is read: Parquet pages carry
+checksums. Driver, engines and learner ranks each ask for themselves, wherever they run; the driver tells the
+others its KEY (`s3://b/train#KEY`), so that all of them read the same rows or none.
 """
 
 import functools
@@ -17,6 +17,7 @@ import os
 import shutil
 from pathlib import Path
 
+from alphadrive.checkpoints import bytes_below
 from alphadrive.data.schema import checked_metadata, checked_shards, shard_paths
 from alphadrive.errors import DataError
 from alphadrive.locks import wait_for_lock
@@ -63,6 +64,16 @@ def access_problem(place: str) -> str | None:
     return None
 
 
+def num_bytes_here(place: str) -> int:
+    """Bytes that this machine has of the data that `place_for_others` gave, a copy under way included."""
+    folder = _cache() / place.partition("#")[2]
+    return bytes_below(folder) or bytes_below(_partial(folder))
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f".tmp-{folder.name}")
+
+
 def _copy_of(place: str) -> Path:
     """Where the copy of an address is, or is to be. Raises DataError when there is none and the address
     cannot be read, or holds another version."""
@@ -98,14 +109,17 @@ def _fetch(place: str, store: Store, folder: Path) -> None:
         raise DataError(
             f"{place}: holds no shards; expected part-00000.parquet ... as `alphadrive data` writes"
         )
-    temporary = folder.with_name(f".tmp-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    total = sum(shards.values())
-    logger.info("%s: copying %d shards, %.1f MB, to %s", place, len(shards), total / 1e6, folder)
+    temporary = _partial(folder)
+    temporary.mkdir(exist_ok=True)
+    for path in temporary.iterdir():  # of a copy that was cut off: whole shards stay
+        if path.stat().st_size != shards.get(path.name):
+            path.unlink()
+    missing = {name: size for name, size in shards.items() if not (temporary / name).exists()}
+    total = sum(missing.values())
+    logger.info("%s: copying %d shards, %.1f MB, to %s", place, len(missing), total / 1e6, folder)
     if (free := shutil.disk_usage(folder.parent).free) < total:
         raise OSError(f"{total} bytes needed, {free} free")
-    temporary.mkdir()
-    for name, size in shards.items():
+    for name, size in missing.items():
         store.fetch(name, temporary / name)
         if (got := (temporary / name).stat().st_size) != size:
             raise OSError(f"{name}: got {got} bytes, expected {size}")

@@ -31,7 +31,12 @@ GPUS = [
 
 
 @pytest.fixture(scope="module")
-def nodes():
+def cache_of_nodes(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache of nodes")
+
+
+@pytest.fixture(scope="module")
+def nodes(cache_of_nodes):
     import fake_actors
     import ray
     from ray.cluster_utils import Cluster
@@ -40,7 +45,8 @@ def nodes():
     from cluster.processes import ProcessTree, end_processes
 
     ask_for_token()
-    with ProcessTree() as tree:
+    with pytest.MonkeyPatch.context() as patch, ProcessTree() as tree:
+        patch.setenv("XDG_CACHE_HOME", str(cache_of_nodes))
         before = tree.descendants()
         cluster = patiently(Cluster, initialize_head=True, head_node_args={"num_cpus": 0})
         try:
@@ -189,6 +195,41 @@ def test_a_node_that_sees_other_files_than_the_driver_is_named(nodes, scenes, tm
     for node in others:
         (line,) = [line for line in lines if node.id[:8] in line]
         assert f"data.train: {scenes}/part-00000.parquet is another file than the driver's" in line
+
+
+def test_data_at_an_address_is_copied_to_every_node_before_anything_is_placed(
+    nodes, cache_of_nodes, scenes, tmp_path, monkeypatch, caplog
+):
+    from alphadrive.data.fetching import local_folder, place_for_others
+    from alphadrive.model_folder import resolve_model
+    from cluster import node_paths
+    from cluster.inventory import live_nodes
+    from cluster.placement import plan_placement
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache of the driver"))
+    monkeypatch.setattr(node_paths, "COPY_NEWS_S", 0.01)
+    config = load_config("debug", [f"data.train=file://{scenes}", "data.eval=null", *POOLS])
+    (tmp_path / "run").mkdir()
+    placement = plan_placement(config, "grpo", live_nodes())
+    noted = []
+
+    def check():
+        arguments = (config, "grpo", placement, resolve_model("tiny"), tmp_path / "run", live_nodes())
+        node_paths.check_nodes(*arguments, lambda: noted.append(1))
+
+    (cache_of_nodes / "alphadrive").write_text("no folder")
+    with pytest.raises(NodeError) as refused:
+        check()
+    lines = str(refused.value).splitlines()[1:]
+    assert len(lines) >= 2 and all(f"file://{scenes}: cannot be copied to" in line for line in lines)
+    (cache_of_nodes / "alphadrive").unlink()
+    with caplog.at_level(logging.INFO, "cluster.node_paths"):
+        check()
+    key = place_for_others(config.data.train).partition("#")[2]
+    copied = (cache_of_nodes / "alphadrive" / "data" / key / "part-00000.parquet").read_bytes()
+    assert copied == (scenes / "part-00000.parquet").read_bytes()
+    assert f"{len(lines)} of {len(lines)} nodes have the data, 0.00 GB copied" in caplog.text and noted
+    local_folder.cache_clear()
 
 
 def alphadrive(nodes, scenes, root, *more):

@@ -104,3 +104,22 @@ def test_a_driver_whose_event_loop_is_blocked_ends_with_an_error_that_says_where
     assert done.stdout.splitlines()[0] == "went on"
     assert "REPORTED StalledError: the driver stands still" in done.stdout
     assert 'File "<string>", line 10, in main' in done.stderr
+
+
+AT_WORK = """
+import time
+from cluster import stall
+
+stall.POLL_S = 0.05
+with stall.Deadman(0.6, lambda words: None) as deadman:
+    for _ in range(15):
+        time.sleep(0.1)
+        deadman.touch()
+    print("went on", flush=True)
+    time.sleep(30)
+"""
+
+
+def test_what_gets_further_before_the_loop_turns_is_not_taken_for_standing_still():
+    done = subprocess.run([sys.executable, "-c", AT_WORK], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "went on\n" and done.returncode == 1

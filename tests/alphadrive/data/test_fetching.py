@@ -72,35 +72,41 @@ def test_workers_read_the_data_that_the_driver_read_or_none(address, upload, cac
     assert len(DrivingDataset(again(place_for_others(address)))) == 7
 
 
-def test_half_a_copy_is_none(address, upload, cache, monkeypatch):
-    records = upload(5)
+def test_half_a_copy_is_none_and_is_gone_on_with(address, upload, cache, monkeypatch):
+    records, fetched = upload(5), []
     fetch = Store.fetch
 
     def cut(self, name, path, *more):
-        if name == "part-00001.parquet":
-            raise OSError("the network is down")
+        fetched.append(name)
         fetch(self, name, path, *more)
+        if name == "part-00001.parquet":
+            path.write_bytes(path.read_bytes()[:100])
+            raise OSError("the network is down")
 
-    monkeypatch.setattr(Store, "fetch", cut)
-    with pytest.raises(DataError, match=r"cannot be copied.*the network is down.*environment"):
-        local_folder(address)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "fetch", cut)
+        with pytest.raises(DataError, match=r"cannot be copied.*the network is down.*environment"):
+            local_folder(address)
+    assert fetched == ["part-00000.parquet", "part-00001.parquet"]
     assert not [path for path in cache.iterdir() if path.is_dir() and not path.name.startswith(".tmp-")]
-    monkeypatch.setattr(Store, "fetch", fetch)
+    monkeypatch.setattr(Store, "fetch", lambda *asked: fetched.append(asked[1]) or fetch(*asked))
     assert list(DrivingDataset(local_folder(address)).records()) == records
+    assert fetched[2:] == ["part-00001.parquet", "part-00002.parquet"]
 
 
-def test_half_a_copy_is_gone_before_room_is_looked_for(address, upload, cache, monkeypatch):
+def test_only_what_is_missing_of_a_copy_needs_room(address, upload, cache, monkeypatch):
     records = upload(5)
     half = cache / f".tmp-{fetching._copy_of(address).name}"
     half.mkdir(parents=True)
-    free = fetching.shutil.disk_usage(cache)._replace(free=0)
-    usage = fetching.shutil.disk_usage
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: free if half.exists() else usage(path))
+    sizes = Store.at(address).files()
+    Store.at(address).fetch("part-00000.parquet", half / "part-00000.parquet")
+    (half / "part-00001.parquet").write_bytes(b"cut off")
+    usage, free = fetching.shutil.disk_usage(cache), sizes["part-00001.parquet"] + sizes["part-00002.parquet"]
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: usage._replace(free=free - 1))
+    with pytest.raises(DataError, match=rf"cannot be copied.*{free} bytes needed, {free - 1} free"):
+        local_folder(address)
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: usage._replace(free=free))
     assert list(DrivingDataset(local_folder(address)).records()) == records
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: free)
-    upload(6)
-    with pytest.raises(DataError, match=r"cannot be copied.*bytes needed, 0 free"):
-        again(address)
 
 
 def test_an_address_without_shards_or_with_one_that_is_no_parquet_is_refused(address, upload, tmp_path):
