@@ -15,6 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from alphadrive import metric_names as names
 from alphadrive.errors import EngineDiedError, LearnerError, WeightSyncError
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 LAST_WAIT_S = 5.0
 """For updates under way, when the publish is given up."""
+OWN_WORD_S = 2.0
+"""For the own error of an engine that the sender of a stream gave up."""
 
 
 class WeightSync:
@@ -179,8 +182,7 @@ class WeightSync:
                 remote.forget(first, *groups)
                 raise
             if problem := shipment.problem(engine):
-                remote.forget(first)
-                raise EngineDiedError(problem)
+                raise EngineDiedError(f"{problem}{await _own_word(first)}")
             receipt: UpdateReceipt = await remote.fetch(first, self._timeout_s)
         except GONE as error:
             remote.forget(*groups)
@@ -212,3 +214,15 @@ class WeightSync:
         """The largest difference for each engine's canary groups; one call of the learner for all."""
         flat = iter(await self._learner.logprob_differences([group for own in groups for group in own]))
         return [max(next(flat) for _ in own) for own in groups]
+
+
+async def _own_word(receipt: Any) -> str:
+    """What an engine says of an update that the sender gave up, to be put behind the sender's reason; empty
+    where it says nothing soon."""
+    try:
+        await remote.fetch(receipt, OWN_WORD_S)
+    except TimeoutError:
+        remote.forget(receipt)
+    except Exception as error:  # whatever the engine's libraries raise
+        return f"; the engine: {type(error).__name__}: {error}"
+    return ""

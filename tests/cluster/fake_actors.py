@@ -81,6 +81,8 @@ class FakeRolloutActor(RolloutActor):
             await asyncio.sleep(3600)
         if self.is_faulty and self.update == "dies":
             os._exit(137)
+        if self.is_faulty and self.update == "raises":
+            raise RuntimeError("injected: no memory for the bucket")
         return await super().update_weights(weights, queries, sampling)
 
     async def updates_taken(self):

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import signal
 
 import pytest
@@ -17,7 +18,8 @@ pytestmark = pytest.mark.ray
 def run_streamed(tmp_path, monkeypatch, main, **options):
     from test_weight_sync import run_synchronised
 
-    run_synchronised(tmp_path, monkeypatch, main, kind="gloo", options={"streams": True}, **options)
+    options = {"options": {"streams": True}} | options
+    run_synchronised(tmp_path, monkeypatch, main, kind="gloo", **options)
 
 
 def test_every_engine_takes_every_version_a_killed_one_is_replaced_and_a_wrong_version_is_refused(
@@ -69,6 +71,19 @@ def test_a_silent_engine_is_named_and_fenced_while_the_others_draw_and_are_updat
 
     run_streamed(tmp_path, monkeypatch, main)
     assert "(rank 1 of 3) did not answer the roll call in rollout.sync_timeout_s=6" in caplog.text
+
+
+def test_an_engine_that_the_sender_gives_up_is_lost_with_its_own_error(
+    small_ray, tmp_path, monkeypatch, caplog
+):
+    from test_pools import states
+
+    async def main(pool, learner, sync):
+        assert states(pool)["engine-0"] == "DEAD" and states(pool)["engine-1"] == "SERVING"
+
+    run_streamed(tmp_path, monkeypatch, main, options={"streams": True, "update": "raises"})
+    words = r"engine-0 .*joined no group.*; the engine: RuntimeError: injected: no memory for the bucket"
+    assert re.search(words, caplog.text)
 
 
 def test_engines_stay_when_the_learner_is_lost_in_the_roll_call_and_find_the_next_one(
