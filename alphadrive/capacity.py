@@ -22,6 +22,9 @@ RANK_BYTES = int(1.0 * GIB)
 REWARD_BYTES = int(0.2 * GIB)
 BASE_BYTES = int(1.2 * GIB)
 """The driver and Ray's own processes."""
+OBJECT_STORE_BYTES = 1 << 30
+"""Of Ray's object store in /dev/shm, where a private cluster is on CPU. Enough for references of groups:
+neither pixels nor weights go through it."""
 
 OFFLOADED_BYTES = 16
 """Bytes a parameter of an offloaded optimizer: weights, two moments and the gradient in float32."""

@@ -168,10 +168,3 @@ def terms_of(metrics: Mapping[str, float]) -> list[str]:
         for name in metrics
         if name.startswith(prefix) and name.endswith(suffix)
     ]
-
-
-def exported_names(name: str) -> set[str]:
-    """How Prometheus knows a metric of ours."""
-    kind = METRICS[name].kind
-    endings = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
-    return {f"ray_{name}{ending}" for ending in endings[kind]}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cluster import launch
 from cluster.actors import Meeting
+from rollout.environment import LOOPBACK
 
-LOOPBACK = ("127.0.0.1", "::1")
 _FILE = "file://"
 
 

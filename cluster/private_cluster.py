@@ -22,14 +22,12 @@ from typing import Any
 from ray._private import ray_constants, services
 from ray._raylet import AuthenticationTokenLoader, Config
 
+from alphadrive.capacity import OBJECT_STORE_BYTES
 from alphadrive.errors import ClusterError
-from rollout.environment import ON_LOOPBACK, stay_on_loopback
+from rollout.environment import LOOPBACK, ON_LOOPBACK, stay_on_loopback
 
 logger = logging.getLogger(__name__)
 
-OBJECT_STORE_BYTES = 1 << 30
-"""Enough for references of groups: neither pixels nor weights go through the object store."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PROBE_TIMEOUT_S = 1.0
 
 _AUTH_MODE = "RAY_AUTH_MODE"
@@ -102,7 +100,7 @@ def is_private(address: str) -> bool:
     """Whether a Ray address, host:port, is that of a private cluster: on loopback it answers, and at the
     address that others reach this machine under it does not."""
     host, _, port = address.rpartition(":")
-    if host.strip("[]") not in LOOPBACK or not port.isdigit():
+    if host.strip("[]") not in (*LOOPBACK, "localhost") or not port.isdigit():
         return False
     return not _answers(services.get_node_ip_address(), int(port)) and _answers(host.strip("[]"), int(port))
 

@@ -98,7 +98,7 @@ def _earlier(run: RunFolder) -> tuple[list[dict[str, Any]], int]:
 
 
 def read_status(run_folder: Path) -> dict[str, Any]:
-    """The status that a run last wrote. Raises RunFolderError when there is none, or another file is there."""
+    """The status that a run last wrote. Raises RunFolderError when there is none."""
     path = run_folder / "status.json"
     try:
         status = json.loads(path.read_text(encoding="utf-8"))

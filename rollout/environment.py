@@ -15,6 +15,8 @@ from alphadrive.errors import ConfigError
 ENGINE_MARK = "ALPHADRIVE_ENGINE"
 """Set where an engine of ours runs, and so in its child processes."""
 
+LOOPBACK = ("127.0.0.1", "::1")
+"""Addresses that no other machine reaches."""
 ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
 
 _ALWAYS = {
@@ -66,9 +68,9 @@ def prepare_environment(device: str, *, in_process: bool = False) -> None:
 
 def stay_on_loopback() -> None:
     """Have gloo, NCCL and vLLM, where they open ports, open them on loopback: for processes that all are on
-    this machine. Otherwise they take the address that the machine's name stands for."""
-    for name, value in ON_LOOPBACK.items():
-        os.environ.setdefault(name, value)
+    this machine. Otherwise they take the address that the machine's name stands for, or the interface that is
+    set for runs on several machines."""
+    os.environ |= ON_LOOPBACK
 
 
 def use_threads(num_threads: int) -> None:

@@ -13,15 +13,13 @@ from pathlib import Path
 import psutil
 
 from alphadrive import model_folder
-from alphadrive.capacity import check_disk, gib
+from alphadrive.capacity import OBJECT_STORE_BYTES, check_disk, gib
 from alphadrive.config import Config
 from alphadrive.doctor.check import Check, Status
 from alphadrive.doctor.child import ChildError, ask
 from alphadrive.errors import ModelError, ResourceError
 
 SHM = Path("/dev/shm")
-OBJECT_STORE_BYTES = 1 << 30
-"""What Ray's object store is given by a run that starts its own Ray."""
 FEWEST_FILES, ENOUGH_FILES = 1024, 8192
 """Ray raises the limit to the hard one by itself, and warns below 8192."""
 CLOCK_SKEW_S = 2.0

@@ -11,9 +11,16 @@ import pytest
 from alphadrive import metric_names as names
 from alphadrive.config import load_config
 from cluster import live_metrics
-from cluster.live_metrics import METRICS, LiveMetrics, exported_names, is_wanted
+from cluster.live_metrics import METRICS, LiveMetrics, is_wanted
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "deploy" / "grafana" / "alphadrive.json"
+
+
+def exported_names(name):
+    """How Prometheus knows a metric of ours."""
+    kind = METRICS[name].kind
+    endings = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
+    return {f"ray_{name}{ending}" for ending in endings[kind]}
 
 
 class Remembering:

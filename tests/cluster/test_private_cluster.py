@@ -63,6 +63,7 @@ def test_a_home_that_cannot_hold_it_is_told(home):
 
 def test_the_block_asks_for_a_token_on_loopback_and_leaves_things_as_they_were(home, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")  # for runs on several machines
     several = ray_constants.ENABLE_RAY_CLUSTER
     with private_cluster.closed_to_others():
         assert os.environ["RAY_AUTH_MODE"] == "token"
@@ -70,8 +71,9 @@ def test_the_block_asks_for_a_token_on_loopback_and_leaves_things_as_they_were(h
         assert {name: os.environ[name] for name in ON_LOOPBACK} == ON_LOOPBACK
         assert services.get_node_ip_address() == "127.0.0.1"
         assert services.canonicalize_bootstrap_address("127.0.0.1:6379") == "127.0.0.1:6379"
-    assert os.environ["RAY_AUTH_MODE"] == "disabled"
-    assert not os.environ.keys() & {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", *ON_LOOPBACK}
+    assert os.environ["RAY_AUTH_MODE"] == "disabled" and os.environ["GLOO_SOCKET_IFNAME"] == "eth0"
+    rest = ON_LOOPBACK.keys() - {"GLOO_SOCKET_IFNAME"}
+    assert not os.environ.keys() & {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", *rest}
     assert several == ray_constants.ENABLE_RAY_CLUSTER
 
 

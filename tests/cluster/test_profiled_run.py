@@ -18,10 +18,11 @@ import pytest
 from alphadrive.cli import run as run_command
 from alphadrive.profiling.span_file import read_spans
 from alphadrive.run_folder import read_metrics
-from cluster.live_metrics import METRICS, exported_names
+from cluster.live_metrics import METRICS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "alphadrive"))
 
+from test_live_metrics import exported_names
 from trace_rules import assert_nested, lanes_of
 
 pytest.importorskip("vllm")
