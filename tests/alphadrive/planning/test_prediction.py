@@ -69,13 +69,14 @@ def test_another_group_size_has_the_lengths_of_whole_groups(tmp_path):
     assert len({tuple(sorted(row)) for row in more.tolist()}) > 2
 
 
-def test_the_prediction_of_a_recorded_run_is_printed(tmp_path, monkeypatch, capsys):
+def test_the_prediction_of_a_recorded_run_is_printed(tmp_path, monkeypatch, capsys, caplog):
     import argparse
 
     from alphadrive.planning.command import add_calibration_options, is_prediction, run_prediction
 
     run = record(monkeypatch, tmp_path / "seen", Speeds(), grpo__steps=8)
     parser = argparse.ArgumentParser()
+    parser.set_defaults(stage="grpo", rows=None, answer_tokens=None)
     add_calibration_options(parser)
     args = parser.parse_args(["--calibrate", str(run), "--workers", "4,1"])
     assert run_prediction(config_of(tmp_path), args, as_json=True) == 0
@@ -83,12 +84,25 @@ def test_the_prediction_of_a_recorded_run_is_printed(tmp_path, monkeypatch, caps
     assert [each["num_engines"] for each in found["workers"]] == [1, 4]
     assert run_prediction(config_of(tmp_path), args, as_json=False) == 0
     assert "recommended: " in capsys.readouterr().out
+    assert caplog.messages == []
+    other = config_of(tmp_path)
+    other.learner.zero_stage, other.grpo.groups_per_step = 3, 16
+    assert run_prediction(other, args, as_json=False) == 0
+    assert caplog.messages == [f"{run} has learner.zero_stage=1, not 3: its speeds are taken as they are"]
+    args.fail_rate = 1e9
+    with pytest.raises(InputError, match="expected 0 to 60 deaths of an engine in an hour"):
+        run_prediction(config_of(tmp_path), args, as_json=False)
     (run / "summary.json").unlink()
     args.fail_rate = 1.0
     with pytest.raises(InputError, match="engine_start_s: calibrate on a run that has ended"):
         run_prediction(config_of(tmp_path), args, as_json=False)
-    args.calibrate = None
+    args.rows = 100
+    with pytest.raises(InputError, match="without --stage, --rows and"):
+        is_prediction(args)
+    args.rows, args.calibrate = None, None
     with pytest.raises(InputError, match="need --calibrate RUN"):
         is_prediction(args)
     with pytest.raises(SystemExit):
         parser.parse_args(["--workers", "0,1"])
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--workers", "10001"])
