@@ -418,6 +418,9 @@ def _set(tree: Any, key: str, value: Any, source: str) -> None:
     if key.startswith(f"{_TERM_WEIGHTS}."):  # what follows is the name of a term, dots and all
         key, value = _TERM_WEIGHTS, {key.removeprefix(f"{_TERM_WEIGHTS}."): value}
     if key not in keys:
+        own = [name for name in keys if name.startswith(f"{key}.")]
+        if own:
+            raise ConfigError(f"{source}: {key!r} is a section; its keys are {', '.join(own)}")
         nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise ConfigError(f"{source}: unknown key {key!r}{hint}")

@@ -25,7 +25,8 @@ def address_problem(address: str) -> str | None:
     """What is wrong with an address, in words that do not repeat a secret in it; None when nothing is."""
     parts = urlsplit(address)
     if parts.scheme not in SCHEMES:
-        return f"expected s3://BUCKET/PATH, gs://BUCKET/PATH or file:///PATH, got {parts.scheme}://"
+        got = f"{parts.scheme}://" if parts.scheme else "no address"
+        return f"expected s3://BUCKET/PATH, gs://BUCKET/PATH or file:///PATH, got {got}"
     if "@" in parts.netloc or parts.query or parts.fragment:
         return (
             "an address holds no credentials and no options: they are taken from the environment "

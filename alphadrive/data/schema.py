@@ -110,7 +110,10 @@ def checked_shards(folder: Path) -> list[Path]:
     """The shards of a folder. Raises DataError when there are none, one is missing in between, or the
     import that makes them is not complete."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected Parquet shards as `alphadrive data` writes them")
+        raise DataError(
+            f"{folder}: no such folder; expected Parquet shards as `alphadrive data` writes them; "
+            f"`alphadrive data synth --out {folder} --num 400` renders some"
+        )
     if (folder / IMPORT_FOLDER / STATE_FILE).exists():
         raise DataError(
             f"{folder}: holds an import that is not complete; run the same `alphadrive data import` "

@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import least_squares
 
 from alphadrive.planning.engine import EngineSpeed, SimulatedEngine
 from alphadrive.planning.measured import Seconds
@@ -16,10 +17,12 @@ from alphadrive.planning.measured import Seconds
 PRIOR = 0.01
 """Weight of the guess that neither load nor prompt cost anything: what runs do not show stays as it is there,
 where an engine with less to do is not faster."""
-MAX_ROUNDS, ENOUGH = 20, 1e-4
-DAMPING_STEP = 5.0
+MAX_ROUNDS, ENOUGH = 40, 1e-4
 SMALL = 0.02
 """Of a parameter's scale: for derivatives, and the least that a token may cost."""
+FIRST_SHARES = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1)
+"""Guesses of what a token costs, by a group's seconds over its tokens: the rest is waiting for a seat. From a
+guess that is too slow the replayed queue only grows, and no small step is seen to help."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,24 +87,13 @@ def fitted_speed(drawn: Sequence[DrawnGroups]) -> EngineSpeed:
         missed = [replayed(speed, each) - each.generate_s for each in drawn]
         return np.concatenate([*missed, prior * point[1:]])
 
-    return speed_of(_least_squares(np.array([1.0, 0.0, 0.0]), np.array([SMALL, 0.0, 0.0]), errors))
+    def slopes(point: Seconds) -> NDArray[np.float64]:
+        now = errors(point)
+        columns = [(errors(point + move) - now) / SMALL for move in SMALL * np.eye(len(point))]
+        return np.stack(columns, axis=1)
 
-
-def _least_squares(point: Seconds, lowest: Seconds, errors: Callable[[Seconds], Seconds]) -> Seconds:
-    """The point from `lowest` on with the least squares of errors (Levenberg and Marquardt)."""
-    damping, now = 1e-2, errors(point)
-    for _ in range(MAX_ROUNDS):
-        moves = np.eye(len(point)) * SMALL
-        slopes = np.stack([(errors(point + move) - now) / SMALL for move in moves], axis=1)
-        normal = slopes.T @ slopes
-        step = np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-12), -slopes.T @ now)
-        tried = np.maximum(lowest, point + step)
-        then = errors(tried)
-        gain = 1 - float(then @ then) / max(float(now @ now), 1e-300)
-        if gain > 0:
-            point, now, damping = tried, then, damping / DAMPING_STEP
-        else:
-            damping *= DAMPING_STEP
-        if 0 <= gain < ENOUGH or damping > 1e3:
-            break
-    return point
+    guesses = [np.array([share, SMALL, SMALL]) for share in FIRST_SHARES]
+    nearest = min(guesses, key=lambda guess: float(errors(guess) @ errors(guess)))
+    bounds = ([SMALL, 0.0, 0.0], np.inf)
+    found = least_squares(errors, nearest, slopes, bounds, ftol=ENOUGH, max_nfev=MAX_ROUNDS)
+    return speed_of(found.x)

@@ -28,11 +28,15 @@ def test_a_shipped_configuration_loads(file: Path, tmp_path: Path, monkeypatch: 
         (["rollout.autoscale.min=1"], "expected 1 <= min <= max, or both 0"),
         (["rollout.autoscale.min=3", "rollout.autoscale.max=2"], "expected 1 <= min <= max"),
         (["rollout.autoscale.min=2", "rollout.autoscale.max=4"], "rollout.num_workers=1: what a run starts"),
+        (
+            ["checkpoint.mirror=a/folder"],
+            "checkpoint.mirror: expected s3://BUCKET/PATH, gs://BUCKET/PATH or file:///PATH, got no address",
+        ),
         (["rollout.autoscale.maximum=4"], "did you mean 'rollout.autoscale.max'"),
-        (["rollout.autoscale=4"], "unknown key 'rollout.autoscale'"),
+        (["rollout.autoscale=4"], "'rollout.autoscale' is a section; its keys are rollout.autoscale.m"),
     ],
 )
-def test_bounds_of_autoscale_that_make_no_sense_are_refused(overrides: list[str], problem: str) -> None:
+def test_values_that_make_no_sense_are_refused(overrides: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(problem)):
         load_config("debug", overrides)
 
