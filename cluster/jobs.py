@@ -19,6 +19,12 @@ RAY_STOP_WAIT_S = 3
 """Ray's own, where the job's environment does not set RAY_JOB_STOP_WAIT_TIME_S."""
 CLOSING_S = 30
 """Enough to close engines, reward workers and ranks after the last checkpoint."""
+_AN_ADDRESS = " (or s3://, gs://)"
+_OTHERWISE = {
+    "data.train": _AN_ADDRESS,
+    "data.eval": _AN_ADDRESS,
+    "model.path": " (or a hub id, with model.revision)",
+}
 
 
 def check_paths(config: Config) -> None:
@@ -95,5 +101,5 @@ def _problem(key: str, path: str, copy: Path | None) -> str | None:
     example = f"/shared/{Path(path).name if Path(path).is_absolute() else path.lstrip('./')}"
     return (
         f"{key}={path!r}: {where}; expected an absolute path that every node reaches"
-        f"{' (or s3://, gs://)' if key.startswith('data.') else ''}, for example {key}={example}"
+        f"{_OTHERWISE.get(key, '')}, for example {key}={example}"
     )

@@ -54,7 +54,8 @@ def test_every_relative_path_is_named_in_one_error(job):
         "run.root='runs': is relative, and a submitted job runs in a copy of its folder that is thrown away "
         "with it; expected an absolute path that every node reaches, for example run.root=/shared/runs"
     )
-    assert lines[2].endswith("data.eval=/shared/b")
+    assert lines[2].endswith("(or s3://, gs://), for example data.eval=/shared/b")
+    assert "(or a hub id, with model.revision), for example model.path=/shared/runs/warm-up" in lines[3]
 
 
 def test_an_absolute_path_into_the_copy_is_refused_too(job, monkeypatch):
