@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -37,9 +37,9 @@ def patiently(call, **options):
     return call(**options)
 
 
-@pytest.fixture(scope="module")
-def nodes():
-    """A cluster whose head takes no work, and two nodes that do."""
+@contextmanager
+def cluster_of(*node_options):
+    """A cluster whose head takes no work, and these nodes that do; this process is in it."""
     import fake_actors
     import ray
     from ray.cluster_utils import Cluster
@@ -52,8 +52,8 @@ def nodes():
         before = tree.descendants()
         cluster = patiently(Cluster, initialize_head=True, head_node_args={"num_cpus": 0})
         try:
-            for _ in range(2):
-                patiently(cluster.add_node, num_cpus=CPUS_OF_A_NODE)
+            for options in node_options:
+                patiently(cluster.add_node, **options)
             ray.init(address=cluster.address, namespace="alphadrive", log_to_driver=False)
             ray.cloudpickle.register_pickle_by_value(fake_actors)
             yield cluster
@@ -62,6 +62,13 @@ def nodes():
             ray.shutdown()
             cluster.shutdown()
             end_processes(tree.descendants() - before)
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    options = {"num_cpus": CPUS_OF_A_NODE}
+    with cluster_of(options, options) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from test_node_loss import living_actors, patiently, until
+from test_node_loss import cluster_of, living_actors, patiently, until
 
 from alphadrive.cli import run as run_command
 from alphadrive.config import load_config
@@ -37,29 +37,12 @@ def cache_of_nodes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def nodes(cache_of_nodes):
-    import fake_actors
-    import ray
-    from ray.cluster_utils import Cluster
-
-    from cluster.private_cluster import ask_for_token
-    from cluster.processes import ProcessTree, end_processes
-
-    ask_for_token()
-    with pytest.MonkeyPatch.context() as patch, ProcessTree() as tree:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache_of_nodes))
-        before = tree.descendants()
-        cluster = patiently(Cluster, initialize_head=True, head_node_args={"num_cpus": 0})
-        try:
-            patiently(cluster.add_node, num_cpus=2, num_gpus=2, labels={"pool": "learner"})
-            patiently(cluster.add_node, num_cpus=2, num_gpus=1, labels={"pool": "rollout"})
-            ray.init(address=cluster.address, namespace="alphadrive", log_to_driver=False)
-            ray.cloudpickle.register_pickle_by_value(fake_actors)
+        learner = {"num_cpus": 2, "num_gpus": 2, "labels": {"pool": "learner"}}
+        rollout = {"num_cpus": 2, "num_gpus": 1, "labels": {"pool": "rollout"}}
+        with cluster_of(learner, rollout) as cluster:
             yield cluster
-            ray.cloudpickle.unregister_pickle_by_value(fake_actors)
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
-            end_processes(tree.descendants() - before)
 
 
 @pytest.fixture(scope="module")
