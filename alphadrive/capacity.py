@@ -237,6 +237,13 @@ def check_room(folder: Path, num_bytes: int) -> None:
         )
 
 
+def unwritable(path: Path) -> Path | None:
+    """What keeps a folder from being made or written at a path: the nearest that exists, where it is no
+    folder or not ours to write in. None where nothing does."""
+    parent = existing_parent(path)
+    return None if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK) else parent
+
+
 def existing_parent(path: Path) -> Path:
     """The path itself or the nearest folder above it that exists."""
     absolute = path.absolute()

@@ -203,6 +203,7 @@ def _add_model(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     tiny.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the model")
     tiny.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+    _add_dry_run(tiny)
     tiny.set_defaults(run=_model_tiny)
 
 

@@ -136,7 +136,8 @@ def _eval_model(args: argparse.Namespace, model: str, data: Path) -> int:
         checked = check_run(config, "eval")
         dataset = DrivingDataset(data, options.num_rows)
         check_ablated_lengths(options, checked.model_folder, dataset)
-        return dry_answers(config, checked, _num_answers(options, len(dataset)))
+        who = f"eval of {model} on {data}"
+        return dry_answers(who, config, checked, _num_answers(options, len(dataset)))
     _prepare(args.out)
     check_run(config, "eval")
     num_rows = len(DrivingDataset(data, options.num_rows))

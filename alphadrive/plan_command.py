@@ -101,8 +101,8 @@ def dry_run(
     return _shown(plan)
 
 
-def dry_answers(config: "Config", checked: "RunCheck", num_answers: int) -> int:
-    """Show what the engine of `alphadrive eval` needs, behind its checks; nothing is started.
+def dry_answers(who: str, config: "Config", checked: "RunCheck", num_answers: int) -> int:
+    """Show what the engine of `alphadrive eval` and `predict` needs, behind the checks; nothing is started.
 
     Returns 1 when it would not fit. Raises ModelError.
     """
@@ -119,7 +119,6 @@ def dry_answers(config: "Config", checked: "RunCheck", num_answers: int) -> int:
     text_tokens = checked.eval.longest_prompt - checked.eval.longest_prompt_image
     workload = workload_of(config, architecture, checked.eval.num_rows, text_tokens)
     devices = devices_of(config, "eval", architecture, workload, GPUS[DEFAULT_GPU])
-    who = f"eval of {config.model.path} on {config.data.eval}"
     longest = checked.eval.longest_prompt
     print(answers_text(who, checked.eval.num_rows, num_answers, longest, list(devices)) + "\n")
     return 0 if all(device.fits for device in devices) else 1

@@ -50,6 +50,9 @@ def add_predict_parser(subparsers: "argparse._SubParsersAction[argparse.Argument
         help="also draw K answers, count their plans, choose one of them (default: 0)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, show what it needs, start nothing"
+    )
     add_engine_arguments(parser)
     parser.set_defaults(run=run_predict)
 
@@ -60,6 +63,7 @@ def run_predict(args: argparse.Namespace) -> int:
     from alphadrive.engine_evaluation import EvalOptions, ask_model
     from alphadrive.model_folder import special_tokens_of
     from alphadrive.model_source import model_folder_of
+    from alphadrive.plan_command import dry_answers
     from alphadrive.preflight import check_run
 
     special_tokens = special_tokens_of(model_folder_of(args.model, args.revision))
@@ -69,7 +73,11 @@ def run_predict(args: argparse.Namespace) -> int:
         data = Path(scratch) / "data"
         options = EvalOptions(engine=engine, data=data, samples=args.samples)
         write_records([record], data)
-        check_run(engine.as_config(data), "eval", remember=False)
+        config = engine.as_config(data)
+        checked = check_run(config, "eval", remember=False)
+        if args.dry_run:
+            who = f"predict by {args.model} on {args.image}"
+            return dry_answers(who, config, checked, 1 + args.samples)
         answered = asyncio.run(ask_model(options)).answers[0]
     prediction = prediction_of(answered)
     print(json.dumps(asdict(prediction)) if args.json else prediction)

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from alphadrive.atomic import write_json
-from alphadrive.capacity import existing_parent
+from alphadrive.capacity import unwritable
 from alphadrive.checkpoints import Checkpoint, CheckpointStore
 from alphadrive.config import Config, load_config, save_config
 from alphadrive.errors import RunFolderError
@@ -119,8 +119,7 @@ class RunFolder:
     def check(config: Config, resume: bool = False, overwrite: bool = False, stage: str = "grpo") -> None:
         """Raise what `create` would, and write nothing. What only a mirror has of the run is not compared."""
         path = _free_or_run(config, resume=resume, overwrite=overwrite)
-        parent = existing_parent(path)
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        if parent := unwritable(path):
             raise RunFolderError(f"{path}: cannot write the run folder: {parent} is not ours to write in")
         if (path / LOCK_FILE).exists():
             take_lock(path, _BUSY).close()

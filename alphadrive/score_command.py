@@ -50,6 +50,7 @@ def add_score_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPa
     parser.add_argument(
         "--summary", action="store_true", help="statistics of every term over all groups instead of the lines"
     )
+    parser.add_argument("--dry-run", action="store_true", help="read and check everything, score nothing")
     parser.set_defaults(run=run_score)
 
 
@@ -72,8 +73,13 @@ def run_score(args: argparse.Namespace) -> int:
     config = default_config([*args.overrides, *([f"rewards.variant={args.variant}"] if args.variant else [])])
     variant = config.rewards.variant
     further = load_terms(config.rewards, Path.cwd())
+    rows = read_rows(args.file, needs_plans=variant != "released")
+    if args.dry_run:
+        num_completions = sum(len(row.completions) for row in rows)
+        print(f"{args.file}: {len(rows)} groups of {num_completions} completions in all, valid (not scored)")
+        return 0
     groups: list[tuple[RewardBreakdown, ...]] = []
-    for row in read_rows(args.file, needs_plans=variant != "released"):
+    for row in rows:
         noise_key = f"{config.seed}/{row.query.query_id}"
         try:
             groups.append(

@@ -39,6 +39,7 @@ def add_data_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
         default="balanced",
         help="how often each plan is driven (default: balanced)",
     )
+    synth.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
     synth.set_defaults(run=_synth)
 
     validate = commands.add_parser(
@@ -61,14 +62,19 @@ def add_data_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
 def _synth(args: argparse.Namespace) -> int:
     from alphadrive.data.candidates import Candidate
     from alphadrive.data.validate import write_valid_records
+    from alphadrive.data.writing import check_new_dataset
     from alphadrive.world.dataset import synthesize
 
     if args.num < 1:
         raise ConfigError(f"--num={args.num}: expected 1 or more scenes")
+    kind = "" if args.kind == "plain" else f"{args.kind} "
+    if args.dry_run:
+        check_new_dataset(args.out)
+        print(f"{args.out}: {args.num} {kind}scenes of split {args.split}, seed {args.seed} (not written)")
+        return 0
     records = synthesize(args.num, args.seed, args.split, kind=args.kind, frequencies=args.frequencies)
     candidates = (Candidate(where=f"scene {index}", record=record) for index, record in enumerate(records))
     num_written, _ = write_valid_records(candidates, args.out)
-    kind = "" if args.kind == "plain" else f"{args.kind} "
     pairs = f" in {args.num} pairs" if num_written != args.num else ""
     print(f"{args.out}: {num_written} {kind}scenes{pairs} of split {args.split}, seed {args.seed}")
     return 0

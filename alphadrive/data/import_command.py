@@ -90,6 +90,9 @@ def _add_common(
         metavar="N",
         help="leave out up to N bad rows, listed in rejected.jsonl (default: 0)",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="find what would be read, check where it goes, import nothing"
+    )
     parser.set_defaults(run=_import, make_source=make_source)
 
 
@@ -164,10 +167,18 @@ def _csv(args: argparse.Namespace) -> "ImportSource":
 def _import(args: argparse.Namespace) -> int:
     from alphadrive.data.importing import import_dataset
     from alphadrive.data.schema import IMPORT_FOLDER, STATE_FILE
+    from alphadrive.data.writing import check_new_dataset
 
     if args.max_bad_rows < 0:
         raise ConfigError(f"--max-bad-rows={args.max_bad_rows}: expected 0 or more")
     source = args.make_source(args)
+    if args.dry_run:
+        if not (args.out / IMPORT_FOLDER / STATE_FILE).exists():
+            check_new_dataset(args.out)
+        num_bytes = sum(file.stat().st_size for file in source.files)
+        found = f"{len(source.units)} units in {len(source.files)} files, {num_bytes / 1e6:.1f} MB"
+        print(f"{args.out}: {args.path} has {found} (not imported)")
+        return 0
     try:
         with _progress() as report:
             result = import_dataset(source, args.out, max_bad_rows=args.max_bad_rows, report=report)

@@ -15,6 +15,7 @@ from pathlib import Path
 from alphadrive.data.parquet import DrivingDataset, write_records
 from alphadrive.data.records import DrivingRecord
 from alphadrive.data.scan import scan
+from alphadrive.data.writing import check_writable
 from alphadrive.errors import ConfigError, DataError
 from alphadrive.locks import LOCK_FILE, take_lock
 
@@ -71,9 +72,24 @@ class Side:
 def split_dataset(folder: Path, out: Path, shares: Mapping[str, float], seed: int = 0) -> list[Side]:
     """Write `out/NAME` for every share and `out/train` for the rest, the `split` column set accordingly.
 
-    Streams; the folders get their names once all are complete. Raises DataError when a side would be
-    empty or a folder is there already, RunFolderError when another process is writing there.
+    Streams; the folders get their names once all are complete. Raises as `planned_sides`, RunFolderError
+    when another process is writing there.
     """
+    sides = planned_sides(folder, out, shares, seed)
+    names = [side.folder.name for side in sides]
+    dataset = DrivingDataset(folder)
+    with take_lock(out, "another process is splitting a dataset into this folder; wait, or choose another"):
+        try:
+            _write_sides(dataset, out, names, shares, seed)
+        finally:
+            (out / LOCK_FILE).unlink(missing_ok=True)
+    return sides
+
+
+def planned_sides(folder: Path, out: Path, shares: Mapping[str, float], seed: int = 0) -> list[Side]:
+    """What `split_dataset` would make. Raises DataError when a side would be empty, a folder is there
+    already, or none can be made."""
+    check_writable(out)
     names = [REST, *shares]
     rows, scenes = _counted(folder, shares, seed)
     for name in names:
@@ -84,12 +100,6 @@ def split_dataset(folder: Path, out: Path, shares: Mapping[str, float], seed: in
                 f"{folder}: none of its {sum(scenes.values())} scenes falls to {name!r}; a scene stays "
                 "whole, so choose larger shares, another --seed, or more scenes"
             )
-    dataset = DrivingDataset(folder)
-    with take_lock(out, "another process is splitting a dataset into this folder; wait, or choose another"):
-        try:
-            _write_sides(dataset, out, names, shares, seed)
-        finally:
-            (out / LOCK_FILE).unlink(missing_ok=True)
     return [Side(out / name, rows[name], scenes[name]) for name in names]
 
 

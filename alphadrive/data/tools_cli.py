@@ -56,6 +56,7 @@ def add_tool_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         help="a split and its share of the scenes, for example eval=0.1; may be repeated; the rest is train",
     )
     split.add_argument("--seed", type=int, default=0, metavar="S", help="of the division (default: 0)")
+    split.add_argument("--dry-run", action="store_true", help="count rows and scenes, write nothing")
     split.set_defaults(run=_split)
 
 
@@ -93,8 +94,10 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _split(args: argparse.Namespace) -> int:
-    from alphadrive.data.split import parse_shares, split_dataset
+    from alphadrive.data.split import parse_shares, planned_sides, split_dataset
 
-    for side in split_dataset(args.folder, args.out, parse_shares(args.share), args.seed):
-        print(f"{side.folder}: {side.num_rows} rows of {side.num_scenes} scenes")
+    divide = planned_sides if args.dry_run else split_dataset
+    note = " (not written)" if args.dry_run else ""
+    for side in divide(args.folder, args.out, parse_shares(args.share), args.seed):
+        print(f"{side.folder}: {side.num_rows} rows of {side.num_scenes} scenes{note}")
     return 0

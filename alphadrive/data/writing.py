@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alphadrive.atomic import fsync_path
+from alphadrive.capacity import unwritable
 from alphadrive.data.records import DrivingRecord
 from alphadrive.data.schema import ALL_COLUMNS, SCHEMA, row_of, shard_name, shard_paths
 from alphadrive.errors import DataError
@@ -62,6 +63,20 @@ def refuse_existing_shards(folder: Path) -> None:
         raise DataError(
             f"{folder}: already holds {len(existing)} shards ({existing[0].name} ...); "
             "choose an empty folder or remove them first"
+        )
+
+
+def check_new_dataset(folder: Path) -> None:
+    """Raise DataError where a dataset could not be written, and write nothing."""
+    refuse_existing_shards(folder)
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise DataError where a folder could not be made or written, and write nothing."""
+    if parent := unwritable(folder):
+        raise DataError(
+            f"{folder}: cannot be written: {parent} is not ours to write in; choose another --out"
         )
 
 

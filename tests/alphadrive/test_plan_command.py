@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,9 @@ from alphadrive.run_folder import RunFolder
 
 MakeRecord = Callable[..., DrivingRecord]
 
+DRIVE = "time_s,x_m,y_m,heading_rad,speed_mps,image\n0.0,0,0,0,5,a.png\n"
+GROUP = json.dumps({"solution": "<answer> KEEP, STRAIGHT </answer>", "completions": ["a", "b"]}) + "\n"
+
 
 @pytest.fixture
 def data(tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -25,6 +28,9 @@ def data(tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatc
     write_records((make_record(index) for index in range(6)), tmp_path / "train")
     held_out = (make_record(index, scene_id=f"held-out-{index}") for index in range(3))
     write_records(held_out, tmp_path / "eval")
+    (tmp_path / "drives").mkdir()
+    (tmp_path / "drives" / "a.csv").write_text(DRIVE)
+    (tmp_path / "groups.jsonl").write_text(GROUP)
     return [f"data.train={tmp_path}/train", f"data.eval={tmp_path}/eval"]
 
 
@@ -103,7 +109,13 @@ def test_a_dry_run_checks_and_plans_and_starts_nothing(data: list[str], tmp_path
     )
     assert done.stdout.endswith("It fits.\n\n0 []\n"), done.stdout + done.stderr
     assert f"debug: {command} on CPU" in done.stdout and "6 rows" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "eval", "train"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "cache",
+        "drives",
+        "eval",
+        "groups.jsonl",
+        "train",
+    ]
 
 
 def test_a_dry_run_refuses_what_a_run_would(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,6 +205,72 @@ def test_a_dry_evaluation_counts_answers_and_memory(
     assert "KV cache of 32 sequences in 32 groups" in capsys.readouterr().out
     assert cli.run([*asked, "--max-model-len", "200"]) == 2
     assert "more than" in capsys.readouterr().err
+
+
+@pytest.fixture
+def nothing_is_written(tmp_path: Path) -> Iterator[None]:
+    """Files of the test's folder, and when they were written, are the same behind the test."""
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    yield
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_dry_prediction_shows_what_its_engine_needs(
+    tmp_path: Path, picture: Callable[..., bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "front.png"
+    image.write_bytes(picture())
+    asked = ["predict", "tiny", str(image), "--speed", "8", "--navigation", "straight", "--samples", "4"]
+    assert cli.run([*asked, "--dry-run", "--max-model-len", "512"]) == 0
+    shown = capsys.readouterr().out
+    assert f"predict by tiny on {image}" in shown and "5 answers" in shown and "It fits." in shown
+    assert list(tmp_path.iterdir()) == [image]
+
+
+@pytest.mark.usefixtures("data", "nothing_is_written")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["data", "synth", "--num", "5", "--out", "new"],
+            "new: 5 scenes of split train, seed 0 (not written)",
+        ),
+        (["data", "split", "train", "--share", "eval=0.5", "--out", "new"], "rows of"),
+        (["data", "import", "csv", "drives", "--out", "new"], "drives has 1 units in 1 files, 0.0 MB"),
+        (["model", "tiny", "--out", "new"], "new: 2600 steps of 128 on 60000 scenes, seed 0 (not made)"),
+        (["score", "groups.jsonl"], "groups.jsonl: 1 groups of 2 completions in all, valid (not scored)"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_a_dry_run_of_what_makes_something_checks_and_counts_and_makes_nothing(
+    tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([*arguments, "--dry-run"]) == 0
+    assert message in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("data", "nothing_is_written")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data", "synth", "--num", "5", "--out", "train"], "already holds 1 shards"),
+        (["data", "synth", "--num", "5", "--out", "drives/a.csv/x"], "a.csv is not ours to write in"),
+        (
+            ["data", "split", "train", "--share", "eval=0.5", "--out", "drives/a.csv"],
+            "is not ours to write in",
+        ),
+        (["data", "import", "csv", "drives", "--out", "train"], "already holds 1 shards"),
+        (["model", "tiny", "--out", "train"], "expected a folder that is new or empty"),
+        (["model", "tiny", "--out", "drives/a.csv/x"], "is not ours to write in"),
+        (["score", "drives/a.csv"], "row 0: "),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_a_dry_run_of_what_makes_something_refuses_what_the_command_would(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([*arguments, "--dry-run"]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_dry_demo_plans_both_stages(

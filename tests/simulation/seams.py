@@ -65,6 +65,9 @@ class Nothing:
     def step(self, step: int, figures: Any) -> None:
         pass
 
+    def touch(self) -> None:
+        pass
+
     async def pulse(self) -> None:
         await asyncio.get_running_loop().create_future()
 

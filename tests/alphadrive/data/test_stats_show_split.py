@@ -144,7 +144,7 @@ def test_rows_are_chosen_by_patterns_and_spread_over_the_dataset(drives: Path) -
         (["split", "DATA", "--out", "OUT", "--share", "eval=1e-9"], "none of its 6 scenes falls to 'eval'"),
         (
             ["split", "DATA", "--out", "DATA/part-00000.parquet", "--share", "eval=0.5"],
-            "cannot write the folder",
+            "is not ours to write in",
         ),
     ],
 )
